@@ -1,0 +1,34 @@
+# `just` lists these; `just ci` is what CI runs.
+
+_default:
+    @just --list
+
+# Every test: installs what they need, builds the binaries, runs all (or `just test -p keyway-envelope`).
+test *ARGS:
+    ./test.sh {{ ARGS }}
+
+# What CI runs: tests, lints, documentation, dependency policy, a short fuzz run.
+ci:
+    bash .ci/run
+
+# Formatting and lints, as strict as CI.
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+# Criterion benches (`just bench seal` for those whose name matches).
+bench *ARGS:
+    cargo bench -p keyway-benches {{ ARGS }}
+
+# The fuzz targets, each for a short while.
+fuzz *ARGS:
+    fuzz/run.sh {{ ARGS }}
+
+# Everything in one process: bridge, proxy and an object store, with a `curl` to try.
+dev *ARGS:
+    cargo run --release -- dev {{ ARGS }}
+
+# The container images, and the composed system under a rotation.
+demo:
+    deploy/demo.sh
