@@ -1,1 +1,3 @@
-//! (not written yet)
+//! What the `keyway` command is made of, as a library, so that tests can use the parts.
+
+pub mod store;
