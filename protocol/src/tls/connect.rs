@@ -71,7 +71,11 @@ fn causes(error: &dyn std::error::Error) -> String {
     let mut all = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
-        all = format!("{all}: {cause}");
+        let cause_text = cause.to_string();
+        // Wrappers often repeat what they wrap.
+        if !all.ends_with(&cause_text) {
+            all = format!("{all}: {cause_text}");
+        }
         next = cause.source();
     }
     all
