@@ -37,7 +37,8 @@ fn what_is_authenticated_beside_the_dek_cannot_be_changed() {
     let member = MemberKey::generate();
     let good = answer_to(&member);
     assert!(matches!(member.open(&good, "payment"), Err(Error::DekRefused)), "another zone");
-    let changes: [(&str, fn(&mut DekResponse)); 6] = [
+    type Change = fn(&mut DekResponse);
+    let changes: [(&str, Change); 6] = [
         ("another key block", |answer| answer.key_block = block(2).to_bytes().to_vec()),
         ("another keyring", |answer| answer.keyring = "defaults".into()),
         ("another tenant", |answer| answer.tenant = "acm".into()),

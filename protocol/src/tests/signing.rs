@@ -40,7 +40,7 @@ fn every_changed_byte_is_refused() {
             "byte {at} of the signature"
         );
     }
-    let mut longer = good.clone();
+    let mut longer = good;
     longer.keyring_set.push(0);
     assert!(matches!(key.verify_key().verify(&longer), Err(Error::Signature)));
 }
