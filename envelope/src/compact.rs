@@ -97,13 +97,18 @@ impl<'a> Compact<'a> {
     /// Opens it with the DEK that `key_block` led to.
     ///
     /// # Errors
-    /// [`OpenError`], which tells a peer nothing.
+    /// [`OpenError`], which tells a peer nothing. A DEK of another id than the block's is refused as
+    /// [`OpenError::Commitment`].
     pub fn open(
         &self,
         dek: &Dek,
         context: &ContextDigest,
         implementation: Implementation,
     ) -> Result<Vec<u8>, OpenError> {
+        // The derivation binds the id of the key at hand, so an id that was changed on the way has to be compared.
+        if dek.id() != self.key_block.dek_id() {
+            return Err(OpenError::Commitment);
+        }
         let keys = dek.derive(&self.salt, context);
         keys.verify(&self.commitment)?;
         crate::open::open_whole(keys, implementation, self.segments)

@@ -117,7 +117,8 @@ impl<'a> Context<'a> {
         hash.update(LABEL);
         for (tag, value) in entries {
             let Some(value) = value else { continue };
-            let len = u32::try_from(value.len()).expect("names are bounded by the header limits, far below 4 GiB");
+            let len =
+                u32::try_from(value.len()).expect("names are bounded by the header limits, far below 4 GiB");
             hash.update([tag]);
             hash.update(len.to_be_bytes());
             hash.update(value);

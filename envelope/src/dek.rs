@@ -71,8 +71,7 @@ impl Dek {
         // T(1) and T(2) give 128 bytes, of which 76 are used.
         let mut first = self.expand(&[], salt, context, 1);
         let mut second = self.expand(&first, salt, context, 2);
-        let mut keys =
-            MessageKeys { key: [0; 32], base_nonce: [0; 12], commitment: [0; COMMITMENT] };
+        let mut keys = MessageKeys { key: [0; 32], base_nonce: [0; 12], commitment: [0; COMMITMENT] };
         keys.key.copy_from_slice(&first[..32]);
         keys.base_nonce.copy_from_slice(&first[32..44]);
         keys.commitment[..20].copy_from_slice(&first[44..]);

@@ -62,7 +62,7 @@ pub enum OpenError {
     /// The opener has already failed; nothing more comes out of it.
     #[error("could not be opened")]
     Poisoned,
-    /// More than 2^38 segments.
+    /// More than 2^38 segments, or more than the range that was planned.
     #[error("could not be opened")]
     TooLong,
     /// A caller's mistake: the output slice can't hold what has to be written at once.

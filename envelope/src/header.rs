@@ -212,6 +212,16 @@ pub fn wrap_aad(kek: KekRef, dek_id: DekId, mechanism: WrapMechanism, zone: &str
     aad
 }
 
+/// What a KWP wrap carries behind the DEK, since KWP takes no associated data: the first 16 bytes of
+/// SHA-256([`wrap_aad`]). Whoever unwraps compares it in constant time.
+#[must_use]
+pub fn kwp_context(aad: &[u8]) -> [u8; 16] {
+    let hash = Sha256::digest(aad);
+    let mut out = [0; 16];
+    out.copy_from_slice(&hash[..16]);
+    out
+}
+
 /// Everything before the first segment of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -260,8 +270,7 @@ impl Header {
         if bytes[6] != 0 {
             return Err(FormatError::Flags(bytes[6]));
         }
-        let profile =
-            crate::context::Profile::from_byte(bytes[7]).ok_or(FormatError::Profile(bytes[7]))?;
+        let profile = crate::context::Profile::from_byte(bytes[7]).ok_or(FormatError::Profile(bytes[7]))?;
         let mut block = [0; KeyBlock::LEN];
         block.copy_from_slice(&bytes[8..104]);
         let mut salt = [0; SALT];

@@ -67,6 +67,14 @@ pub struct RangePlan {
     pub take: u64,
 }
 
+impl RangePlan {
+    /// How many segments are fetched, a short or empty last one included.
+    #[must_use]
+    pub fn segments(&self) -> u64 {
+        (self.sealed.end() + 1 - self.sealed.start()).div_ceil(SEALED_SEGMENT as u64)
+    }
+}
+
 /// Plan for plaintext bytes `first..=last` of an object of `plain` bytes.
 ///
 /// A range that touches the last byte also fetches the last segment when that is empty, so that the

@@ -28,7 +28,7 @@ pub use aead::Implementation;
 pub use context::{Context, ContextDigest, Direction, Profile};
 pub use dek::{Dek, MessageKeys};
 pub use error::{FormatError, OpenError, SealError};
-pub use header::{Header, KeyBlock, KeyBlockKind, WrapMechanism, wrap_aad};
+pub use header::{Header, KeyBlock, KeyBlockKind, WrapMechanism, kwp_context, wrap_aad};
 pub use ids::{DekId, KekRef, KekVersion, KeyringId, ZoneId};
 pub use locked::{LockedBox, memory_is_locked};
 pub use open::Opener;

@@ -29,6 +29,9 @@ pub struct Opener {
     index: u64,
     /// Whether the run ends with the message's last segment.
     to_the_end: bool,
+    /// Index behind the run's last segment, where it is known beforehand. A store that answers a range with fewer whole
+    /// segments gives bytes that verify one by one; only the count shows that some are missing.
+    run_end: Option<u64>,
     /// Sealed bytes of a segment that is not whole yet.
     pending: Vec<u8>,
     held: [u8; HOLD_BACK],
@@ -40,22 +43,30 @@ impl Opener {
     /// An opener for a whole message. Check [`MessageKeys::verify`] first.
     #[must_use]
     pub fn new(keys: MessageKeys, implementation: Implementation) -> Self {
-        Self::at(keys, implementation, 0, true)
+        Self::at(keys, implementation, 0, true, None)
     }
 
     /// An opener for the segments that `plan` fetches; what it gives begins at the first of them, so the caller
     /// cuts `plan.skip` and keeps `plan.take`.
     #[must_use]
     pub fn range(keys: MessageKeys, implementation: Implementation, plan: &RangePlan) -> Self {
-        Self::at(keys, implementation, plan.first_segment, plan.includes_last)
+        let run_end = plan.first_segment + plan.segments();
+        Self::at(keys, implementation, plan.first_segment, plan.includes_last, Some(run_end))
     }
 
-    fn at(keys: MessageKeys, implementation: Implementation, index: u64, to_the_end: bool) -> Self {
+    fn at(
+        keys: MessageKeys,
+        implementation: Implementation,
+        index: u64,
+        to_the_end: bool,
+        run_end: Option<u64>,
+    ) -> Self {
         Self {
             key: keys.segment_key(implementation),
             base_nonce: keys.base_nonce(),
             index,
             to_the_end,
+            run_end,
             pending: Vec::new(),
             held: [0; HOLD_BACK],
             held_len: 0,
@@ -69,7 +80,7 @@ impl Opener {
     ///
     /// # Errors
     /// [`OpenError::Tag`] if a segment was changed, moved or repeated, [`OpenError::TooLong`] past 2^38
-    /// segments. Plaintext that this same call wrote before is not to be used then: its `Progress` is lost on purpose.
+    /// segments or past the run that was planned. Plaintext that this same call wrote before is not to be used then: its `Progress` is lost on purpose.
     pub fn update(&mut self, input: &[u8], out: &mut [u8]) -> Result<Progress, OpenError> {
         if self.poisoned {
             return Err(OpenError::Poisoned);
@@ -102,7 +113,7 @@ impl Opener {
 
     /// Opens the message's last segment and gives the bytes held back. `out` has [`OPEN_ROOM`] bytes.
     ///
-    /// For a run that ends before the message does, there is nothing left to open: it checks just that.
+    /// For a run that ends before the message does, there is nothing left to open: it checks that the run is whole.
     ///
     /// # Errors
     /// [`OpenError::Truncated`] if the bytes end anywhere else than behind a last segment, [`OpenError::Tag`] if that
@@ -115,10 +126,14 @@ impl Opener {
             return Err(OpenError::OutputTooSmall);
         }
         if !self.to_the_end {
-            return if self.pending.is_empty() { Ok(0) } else { Err(OpenError::Truncated) };
+            let whole = self.pending.is_empty() && self.run_end.is_none_or(|end| end == self.index);
+            return if whole { Ok(0) } else { Err(OpenError::Truncated) };
         }
         // A full segment is never the last one: without a shorter one behind it the message was cut.
         if self.pending.len() < TAG || self.pending.len() >= SEALED_SEGMENT {
+            return Err(OpenError::Truncated);
+        }
+        if self.run_end.is_some_and(|end| end != self.index + 1) {
             return Err(OpenError::Truncated);
         }
         let nonce = self.next_nonce()?;
@@ -143,13 +158,16 @@ impl Opener {
             return Ok(SEGMENT);
         }
         let produced = held + SEGMENT - HOLD_BACK;
-        self.held.copy_from_slice(&out[produced..produced + HOLD_BACK]);
+        let behind = &mut out[produced..produced + HOLD_BACK];
+        self.held.copy_from_slice(behind);
+        // Held back means: not in the caller's buffer either.
+        behind.fill(0);
         self.held_len = HOLD_BACK;
         Ok(produced)
     }
 
     fn next_nonce(&mut self) -> Result<[u8; 12], OpenError> {
-        if self.index >= MAX_SEGMENTS {
+        if self.index >= self.run_end.unwrap_or(MAX_SEGMENTS) {
             self.poisoned = true;
             return Err(OpenError::TooLong);
         }
@@ -176,7 +194,11 @@ impl fmt::Debug for Opener {
 ///
 /// # Errors
 /// As [`Opener::update`] and [`Opener::finish`].
-pub fn open_whole(keys: MessageKeys, implementation: Implementation, segments: &[u8]) -> Result<Vec<u8>, OpenError> {
+pub fn open_whole(
+    keys: MessageKeys,
+    implementation: Implementation,
+    segments: &[u8],
+) -> Result<Vec<u8>, OpenError> {
     let mut out = vec![0; segments.len() + OPEN_ROOM];
     let mut opener = Opener::new(keys, implementation);
     let done = opener.update(segments, &mut out)?;

@@ -125,7 +125,11 @@ impl fmt::Debug for Sealer {
 ///
 /// # Errors
 /// [`SealError::TooLong`].
-pub fn seal_whole(keys: MessageKeys, implementation: Implementation, plain: &[u8]) -> Result<Vec<u8>, SealError> {
+pub fn seal_whole(
+    keys: MessageKeys,
+    implementation: Implementation,
+    plain: &[u8],
+) -> Result<Vec<u8>, SealError> {
     let len = crate::length::segments_len(plain.len() as u64).ok_or(SealError::TooLong)?;
     let mut out = vec![0; usize::try_from(len).map_err(|_| SealError::TooLong)?];
     let mut sealer = Sealer::new(keys, implementation);
