@@ -15,7 +15,7 @@ pub mod software;
 
 pub use config::{BackendConfig, BackendKind, Pkcs11Config, SoftwareConfig};
 pub use error::BackendError;
-pub use probe::{ProbeReport, Trial, probe};
+pub use probe::{Advertised, Outcome, ProbeReport, Trial, probe};
 
 use async_trait::async_trait;
 use core::fmt::Debug;

@@ -41,6 +41,7 @@ mod storage;
 
 pub use keystore::Keystore;
 pub use secret::Secret;
+pub(super) use storage::read_first_line;
 
 use super::{BackendError, KekInfo, KeyBackend, SoftwareConfig, blocking};
 use async_trait::async_trait;

@@ -1,0 +1,211 @@
+//! One thread per session, a bounded queue in front, the deadline in the caller.
+//!
+//! A module may hang in any call (a network HSM for minutes): then its threads hang, callers get
+//! [`BackendError::Timeout`], and soon [`BackendError::Unavailable`] from the full queue. Nothing else waits.
+
+use super::failure::{Class, Failure, classify, describe, settle};
+use super::module::Module;
+use super::token::{Link, Token};
+use crate::backend::BackendError;
+use core::time::Duration;
+use keyway_envelope::KekRef;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::oneshot;
+
+/// Jobs that may wait, per session.
+const QUEUE_PER_SESSION: usize = 64;
+
+type Job = Box<dyn FnOnce(&mut Worker) + Send>;
+
+/// The threads of one backend. They end when it is dropped.
+#[derive(Debug)]
+pub(super) struct Crew {
+    queue: SyncSender<Job>,
+    timeout: Duration,
+}
+
+impl Crew {
+    /// Starts the threads; each opens its session with its first job.
+    pub(super) fn start(
+        name: &str,
+        token: &Token,
+        sessions: usize,
+        timeout: Duration,
+    ) -> Result<Self, BackendError> {
+        let (queue, jobs) = sync_channel(sessions * QUEUE_PER_SESSION);
+        let jobs = Arc::new(Mutex::new(jobs));
+        for n in 0..sessions {
+            let (jobs, worker) =
+                (Arc::clone(&jobs), Worker { token: token.clone(), module: None, link: None, generation: 0 });
+            std::thread::Builder::new()
+                .name(format!("hsm-{name}-{n}"))
+                .spawn(move || worker.serve(&jobs))
+                .map_err(|error| BackendError::Unavailable(format!("can't start a thread: {error}")))?;
+        }
+        Ok(Self { queue, timeout })
+    }
+
+    /// Runs `op` on some session, with one retry where that may help, within the timeout.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        op: impl FnMut(&mut Link) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, BackendError> {
+        let (reply, answer) = oneshot::channel();
+        self.enqueue(move |worker| {
+            // Nobody waits any more: the HSM has better things to do.
+            if !reply.is_closed() {
+                let _ = reply.send(worker.run(op));
+            }
+        })?;
+        match tokio::time::timeout(self.timeout, answer).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(BackendError::Unavailable("a session's thread ended".to_owned())),
+            Err(_) => Err(BackendError::Timeout),
+        }
+    }
+
+    /// As [`Crew::run`], for a thread that may wait, with a timeout of its own.
+    pub(super) fn run_blocking<T: Send + 'static>(
+        &self,
+        timeout: Duration,
+        op: impl FnMut(&mut Link) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, BackendError> {
+        let (reply, answer) = sync_channel(1);
+        self.enqueue(move |worker| {
+            let _ = reply.send(worker.run(op));
+        })?;
+        answer.recv_timeout(timeout).unwrap_or(Err(BackendError::Timeout))
+    }
+
+    fn enqueue(&self, job: impl FnOnce(&mut Worker) + Send + 'static) -> Result<(), BackendError> {
+        self.queue.try_send(Box::new(job)).map_err(|error| {
+            BackendError::Unavailable(match error {
+                TrySendError::Full(_) => "its queue is full".to_owned(),
+                TrySendError::Disconnected(_) => "its threads ended".to_owned(),
+            })
+        })
+    }
+}
+
+/// A thread's own: the one session that it uses.
+struct Worker {
+    token: Token,
+    module: Option<Arc<Module>>,
+    link: Option<Link>,
+    /// The module's, as of the last attempt: what failed then is not blamed on a later one.
+    generation: u64,
+}
+
+impl Worker {
+    fn serve(mut self, jobs: &Mutex<Receiver<Job>>) {
+        loop {
+            // Idle threads queue up at the lock; the one that holds it waits for the next job.
+            let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(job) = job else { break };
+            job(&mut self);
+        }
+        self.disconnect();
+    }
+
+    /// Tries; then does what the failure's class asks for, and tries once more.
+    fn run<T>(&mut self, mut op: impl FnMut(&mut Link) -> Result<T, Failure>) -> Result<T, BackendError> {
+        let failure = match self.attempt(&mut op) {
+            Ok(outcome) => return Ok(outcome),
+            Err(failure) => failure,
+        };
+        self.remedy(failure)?;
+        self.attempt(&mut op).map_err(|failure| match failure {
+            Failure::Backend(error) => error,
+            Failure::Call(error) => settle(&error),
+            Failure::Suspect { kek, error } => self.verdict(kek, &error),
+        })
+    }
+
+    fn attempt<T>(&mut self, op: &mut impl FnMut(&mut Link) -> Result<T, Failure>) -> Result<T, Failure> {
+        let module = match &self.module {
+            Some(module) => Arc::clone(module),
+            None => Arc::clone(self.module.insert(Module::load(&self.token.module)?)),
+        };
+        let context = module.enter();
+        self.generation = context.generation;
+        let link = match self.link.take().filter(|link| link.is_current(&context)) {
+            Some(link) => self.link.insert(link),
+            None => self.link.insert(self.token.connect(&module, &context)?),
+        };
+        op(link)
+    }
+
+    /// `Ok` if another attempt is worth it.
+    fn remedy(&mut self, failure: Failure) -> Result<(), BackendError> {
+        let (kek, error) = match failure {
+            Failure::Backend(error) => return Err(error),
+            Failure::Call(error) => (None, error),
+            Failure::Suspect { kek, error } => (Some(kek), error),
+        };
+        tracing::debug!(token = self.token.label, error = describe(&error), "a PKCS#11 call failed");
+        match classify(&error) {
+            Class::Pin => Err(BackendError::Pin),
+            Class::Session => {
+                self.disconnect();
+                Ok(())
+            }
+            Class::Handle => {
+                if let Some(link) = &mut self.link {
+                    link.forget_handles();
+                }
+                Ok(())
+            }
+            Class::Module => self.reinitialise(false),
+            Class::Caller if kek.is_none() => Err(settle(&error)),
+            Class::Caller | Class::Ambiguous => self.after_canary(kek, &error),
+        }
+    }
+
+    /// The HSM works: the operation itself was at fault. Else everything is set up anew, and the canary decides again.
+    fn after_canary(
+        &mut self,
+        kek: Option<KekRef>,
+        error: &cryptoki::error::Error,
+    ) -> Result<(), BackendError> {
+        let at_fault = || if kek.is_some() { BackendError::Refused } else { settle(error) };
+        if self.canary(kek).is_ok() {
+            return Err(at_fault());
+        }
+        self.disconnect();
+        if self.canary(kek).is_err() {
+            self.reinitialise(true)?;
+            self.canary(kek).map_err(|_| settle(error))?;
+        }
+        Ok(())
+    }
+
+    fn verdict(&mut self, kek: KekRef, error: &cryptoki::error::Error) -> BackendError {
+        if self.canary(Some(kek)).is_ok() { BackendError::Refused } else { settle(error) }
+    }
+
+    fn canary(&mut self, kek: Option<KekRef>) -> Result<(), Failure> {
+        self.attempt(&mut |link: &mut Link| link.canary(kek))
+    }
+
+    fn reinitialise(&mut self, finalise: bool) -> Result<(), BackendError> {
+        let Some(module) = self.module.clone() else { return Ok(()) };
+        if finalise {
+            self.disconnect();
+        } else {
+            // Its sessions went with the initialisation: there is nothing to close.
+            self.link = None;
+        }
+        module.reinitialise(self.generation, finalise).map_err(|failure| match failure {
+            Failure::Backend(error) => error,
+            Failure::Call(error) | Failure::Suspect { error, .. } => settle(&error),
+        })
+    }
+
+    fn disconnect(&mut self) {
+        if let Some(link) = self.link.take() {
+            let module = Arc::clone(&link.module);
+            link.close(&module.enter());
+        }
+    }
+}
