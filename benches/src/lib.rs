@@ -1,1 +1,1 @@
-//! (not written yet)
+//! Micro-benchmarks are in `benches/`; the load harness will be here.

@@ -1,5 +1,7 @@
 //! The compact form, and that no key shows in `Debug` or in an error.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
+
 #[path = "support/fixture.rs"]
 mod fixture;
 

@@ -1,5 +1,7 @@
 //! Sealed length from plain length, the way back, and ranges against a whole opening.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
+
 #[path = "support/fixture.rs"]
 mod fixture;
 

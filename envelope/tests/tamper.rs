@@ -1,5 +1,7 @@
 //! The wrong thing is refused: changed, cut, swapped, repeated and dropped bytes; another key, id, zone, tenant or domain.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
+
 #[path = "support/fixture.rs"]
 mod fixture;
 

@@ -1,12 +1,12 @@
 //! `docs/envelope-vectors.json`: made here, compared with the committed file, and read back.
 //!
-//! `KEYWAY_WRITE_VECTORS=1 cargo test -p keyway-envelope --test vectors the_committed` writes the file anew. A change in it is a
-//! change of the format: nobody's stored data opens any more, unless the version went up.
+//! `KEYWAY_WRITE_VECTORS=1 cargo test -p keyway-envelope --test vectors the_committed` writes the file anew. A change
+//! in it is a change of the format: nobody's stored data opens any more, unless the version went up.
+
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
 #[path = "support/malformed.rs"]
 mod malformed;
-// Parts of a test binary.
-#[allow(unreachable_pub)]
 #[path = "support/vectors.rs"]
 mod model;
 

@@ -1,5 +1,7 @@
 //! C2SP chunked-encryption, Cobblestone-256: the 35 published vectors, in both directions, by every implementation.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
+
 #[path = "support/fixture.rs"]
 mod fixture;
 
@@ -99,7 +101,7 @@ fn invalid(test: &Test, message: &[u8], by: Implementation) {
     let before_any_segment = test.flags.contains(&TestFlag::HeaderFailure);
     match open(test, message, by) {
         Err(_) => {
-            assert!(before_any_segment, "{name}: the header was refused, its segments should have been")
+            assert!(before_any_segment, "{name}: the header was refused, its segments should have been");
         }
         Ok(opened) => {
             assert!(!before_any_segment, "{name}: got past the header");
@@ -127,9 +129,9 @@ fn all_vectors_of_cobblestone_256_in_both_directions() {
             sought += usize::from(ends_well);
             for by in Implementation::ALL {
                 if is_valid {
-                    valid(test, &message, by)
+                    valid(test, &message, by);
                 } else {
-                    invalid(test, &message, by)
+                    invalid(test, &message, by);
                 }
                 assert_eq!(
                     final_segment_opens(test, &message, by),

@@ -1,5 +1,8 @@
 //! Which envelopes a reader must refuse, and how: the malformed part of the vector file.
 
+// A module of a test binary.
+#![allow(unreachable_pub)]
+
 use crate::model::{Edit, Malformed, Override, Parts, Vector};
 
 /// Names of the vectors that edits start from.

@@ -1,5 +1,8 @@
 //! The shape of `docs/envelope-vectors.json`. Structs, so that the order of the fields is the same in every build.
 
+// A module of a test binary.
+#![allow(unreachable_pub)]
+
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize)]
