@@ -23,7 +23,9 @@ pub enum BackendError {
     #[error("the key backend is unavailable: {0}")]
     Unavailable(String),
     /// The token refused the PIN. The same PIN is not tried again: tokens lock after a few wrong ones.
-    #[error("the token refused the PIN; it is not tried again, so that the token does not lock: correct pin_file")]
+    #[error(
+        "the token refused the PIN; it is not tried again, so that the token does not lock: correct pin_file"
+    )]
     Pin,
     /// Several objects have this KEK's name. Which one is right can't be told, so none is used.
     #[error("several objects are named {kek}; remove the wrong ones")]

@@ -14,6 +14,8 @@ pub(super) enum Failure {
     Backend(BackendError),
     /// A call failed; its class says what comes next.
     Call(Error),
+    /// The token that was there is gone, as far as the module knows; the text says what is there.
+    Absent(String),
     /// Opening a wrap failed in a way that a hostile blob and a sick HSM share: the canary decides.
     Suspect {
         /// The KEK that the wrap names.
@@ -46,10 +48,49 @@ pub(super) enum Class {
     Handle,
     /// The module has been finalised: initialise it again, try once more.
     Module,
+    /// The token is gone from the module's list: initialise the module again, try once more.
+    Absent,
     /// The PIN was refused: stop.
     Pin,
     /// Any of these, or the device is sick: the canary decides.
     Ambiguous,
+}
+
+impl Failure {
+    /// What is done about it.
+    pub(super) fn class(&self) -> Class {
+        match self {
+            Self::Backend(_) => Class::Caller,
+            Self::Absent(_) => Class::Absent,
+            Self::Call(error) => classify(error),
+            Self::Suspect { .. } => Class::Ambiguous,
+        }
+    }
+
+    /// The KEK whose wrap is suspected.
+    pub(super) fn suspect(&self) -> Option<KekRef> {
+        match self {
+            Self::Suspect { kek, .. } => Some(*kek),
+            _ => None,
+        }
+    }
+
+    /// What the caller gets if the HSM is to blame, or nothing is known.
+    pub(super) fn settle(self) -> BackendError {
+        match self {
+            Self::Backend(error) => error,
+            Self::Absent(text) => BackendError::Unavailable(text),
+            Self::Call(error) | Self::Suspect { error, .. } => settle(&error),
+        }
+    }
+
+    /// What the caller gets if the HSM has been shown to work.
+    pub(super) fn at_fault(self) -> BackendError {
+        match self {
+            Self::Suspect { .. } => BackendError::Refused,
+            failure => failure.settle(),
+        }
+    }
 }
 
 /// The class of a failed call.
@@ -105,8 +146,8 @@ pub(super) fn describe(error: &Error) -> String {
     }
 }
 
-/// What the caller gets if nothing more is tried.
-pub(super) fn settle(error: &Error) -> BackendError {
+/// As [`Failure::settle`].
+fn settle(error: &Error) -> BackendError {
     match classify(error) {
         Class::Pin => BackendError::Pin,
         _ => BackendError::Unavailable(describe(error)),

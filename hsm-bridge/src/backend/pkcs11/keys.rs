@@ -1,6 +1,6 @@
 //! What is done with keys on one session.
 
-use super::failure::{Failure, is_refusal};
+use super::failure::{Class, Failure, classify, is_refusal};
 use super::token::{CachedKey, Link};
 use crate::backend::{BackendError, KekInfo};
 use cryptoki::error::{Error, RvError};
@@ -58,7 +58,7 @@ impl Link {
         let opened = open(&self.session, key.handle, block.wrapped(), aad).map_err(|error| {
             if is_refusal(&error) {
                 Failure::Backend(BackendError::Refused)
-            } else if matches!(super::failure::classify(&error), super::failure::Class::Ambiguous) {
+            } else if matches!(classify(&error), Class::Ambiguous) {
                 Failure::Suspect { kek, error }
             } else {
                 Failure::Call(error)

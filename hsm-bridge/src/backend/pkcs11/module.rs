@@ -10,12 +10,13 @@ use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 use std::time::Instant;
 
-/// A sick module is not finalised more often than this.
-const REINITIALISE_EVERY: Duration = Duration::from_secs(10);
+/// Pause between finalising a sick module twice; doubled each time that it did not help.
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+const PAUSE_MAX: Duration = Duration::from_secs(32);
 
 static MODULES: Mutex<BTreeMap<PathBuf, Arc<Module>>> = Mutex::new(BTreeMap::new());
 
@@ -24,6 +25,8 @@ static MODULES: Mutex<BTreeMap<PathBuf, Arc<Module>>> = Mutex::new(BTreeMap::new
 pub(super) struct Module {
     path: PathBuf,
     context: RwLock<Context>,
+    /// Finalised since the module last recovered from that.
+    in_vain: AtomicU32,
     tokens: Mutex<HashMap<String, Arc<TokenState>>>,
 }
 
@@ -69,7 +72,12 @@ impl Module {
         let pkcs11 = Pkcs11::new(&path).map_err(|error| failed(&error))?;
         initialise(&pkcs11).map_err(|error| failed(&describe(&error)))?;
         let context = RwLock::new(Context { pkcs11, generation: 0, reinitialised: None });
-        let module = Arc::new(Self { path: path.clone(), context, tokens: Mutex::default() });
+        let module = Arc::new(Self {
+            path: path.clone(),
+            context,
+            in_vain: AtomicU32::new(0),
+            tokens: Mutex::default(),
+        });
         modules.insert(path, Arc::clone(&module));
         Ok(module)
     }
@@ -81,6 +89,11 @@ impl Module {
     /// For calls: keeps the module initialised for as long as the guard lives.
     pub(super) fn enter(&self) -> RwLockReadGuard<'_, Context> {
         self.context.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It works after it was initialised again.
+    pub(super) fn recovered(&self) {
+        self.in_vain.store(0, Ordering::Relaxed);
     }
 
     /// The process-wide state of a token.
@@ -109,12 +122,15 @@ impl Module {
             return Ok(());
         }
         if finalise {
-            if context.reinitialised.is_some_and(|at| at.elapsed() < REINITIALISE_EVERY) {
+            let in_vain = self.in_vain.load(Ordering::Relaxed);
+            let pause = PAUSE_MAX.min(PAUSE_MIN * 2u32.saturating_pow(in_vain.min(16)));
+            if context.reinitialised.is_some_and(|at| at.elapsed() < pause) {
                 return Err(
                     BackendError::Unavailable("the module was initialised a moment ago".to_owned()).into()
                 );
             }
             context.reinitialised = Some(Instant::now());
+            self.in_vain.fetch_add(1, Ordering::Relaxed);
             if let Err(error) = context.pkcs11.clone().finalize() {
                 tracing::debug!(module = %self.path.display(), error = describe(&error), "finalising failed");
             }

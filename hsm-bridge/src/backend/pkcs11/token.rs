@@ -94,11 +94,11 @@ impl Token {
         }
         match found.as_slice() {
             [slot] => Ok(*slot),
-            [] => Err(Failure::Backend(BackendError::Unavailable(format!(
+            [] => Err(Failure::Absent(format!(
                 "{} has no token labelled {:?}; it has {others:?}",
                 self.module.display(),
                 self.label
-            )))),
+            ))),
             _ => Err(Failure::Backend(BackendError::Config(format!(
                 "{} has {} tokens labelled {:?}; labels have to be unique",
                 self.module.display(),

@@ -3,7 +3,7 @@
 //! A module may hang in any call (a network HSM for minutes): then its threads hang, callers get
 //! [`BackendError::Timeout`], and soon [`BackendError::Unavailable`] from the full queue. Nothing else waits.
 
-use super::failure::{Class, Failure, classify, describe, settle};
+use super::failure::{Class, Failure};
 use super::module::Module;
 use super::token::{Link, Token};
 use crate::backend::BackendError;
@@ -36,8 +36,16 @@ impl Crew {
         let (queue, jobs) = sync_channel(sessions * QUEUE_PER_SESSION);
         let jobs = Arc::new(Mutex::new(jobs));
         for n in 0..sessions {
-            let (jobs, worker) =
-                (Arc::clone(&jobs), Worker { token: token.clone(), module: None, link: None, generation: 0 });
+            let (jobs, worker) = (
+                Arc::clone(&jobs),
+                Worker {
+                    token: token.clone(),
+                    module: None,
+                    link: None,
+                    was_connected: false,
+                    generation: 0,
+                },
+            );
             std::thread::Builder::new()
                 .name(format!("hsm-{name}-{n}"))
                 .spawn(move || worker.serve(&jobs))
@@ -93,6 +101,8 @@ struct Worker {
     token: Token,
     module: Option<Arc<Module>>,
     link: Option<Link>,
+    /// A token that was never there is a matter of configuration; one that was may come back.
+    was_connected: bool,
     /// The module's, as of the last attempt: what failed then is not blamed on a later one.
     generation: u64,
 }
@@ -108,18 +118,28 @@ impl Worker {
         self.disconnect();
     }
 
-    /// Tries; then does what the failure's class asks for, and tries once more.
+    /// Tries; does what the failure's class asks for, once for each class; tries again.
     fn run<T>(&mut self, mut op: impl FnMut(&mut Link) -> Result<T, Failure>) -> Result<T, BackendError> {
-        let failure = match self.attempt(&mut op) {
-            Ok(outcome) => return Ok(outcome),
-            Err(failure) => failure,
-        };
-        self.remedy(failure)?;
-        self.attempt(&mut op).map_err(|failure| match failure {
-            Failure::Backend(error) => error,
-            Failure::Call(error) => settle(&error),
-            Failure::Suspect { kek, error } => self.verdict(kek, &error),
-        })
+        // More than one class in a row is common: the handle is stale since the session was logged out.
+        let mut remedied = Vec::new();
+        loop {
+            let failure = match self.attempt(&mut op) {
+                Ok(outcome) => {
+                    if !remedied.is_empty() {
+                        self.recovered();
+                    }
+                    return Ok(outcome);
+                }
+                Err(failure) => failure,
+            };
+            let class = failure.class();
+            tracing::debug!(token = self.token.label, ?failure, ?class, "a PKCS#11 operation failed");
+            if remedied.contains(&class) {
+                return Err(self.verdict(failure));
+            }
+            self.remedy(class, failure)?;
+            remedied.push(class);
+        }
     }
 
     fn attempt<T>(&mut self, op: &mut impl FnMut(&mut Link) -> Result<T, Failure>) -> Result<T, Failure> {
@@ -133,19 +153,14 @@ impl Worker {
             Some(link) => self.link.insert(link),
             None => self.link.insert(self.token.connect(&module, &context)?),
         };
+        self.was_connected = true;
         op(link)
     }
 
     /// `Ok` if another attempt is worth it.
-    fn remedy(&mut self, failure: Failure) -> Result<(), BackendError> {
-        let (kek, error) = match failure {
-            Failure::Backend(error) => return Err(error),
-            Failure::Call(error) => (None, error),
-            Failure::Suspect { kek, error } => (Some(kek), error),
-        };
-        tracing::debug!(token = self.token.label, error = describe(&error), "a PKCS#11 call failed");
-        match classify(&error) {
-            Class::Pin => Err(BackendError::Pin),
+    fn remedy(&mut self, class: Class, failure: Failure) -> Result<(), BackendError> {
+        match class {
+            Class::Caller | Class::Pin => Err(failure.settle()),
             Class::Session => {
                 self.disconnect();
                 Ok(())
@@ -156,39 +171,45 @@ impl Worker {
                 }
                 Ok(())
             }
-            Class::Module => self.reinitialise(false),
-            Class::Caller if kek.is_none() => Err(settle(&error)),
-            Class::Caller | Class::Ambiguous => self.after_canary(kek, &error),
+            Class::Module => self.reinitialise(false).map_err(Failure::settle),
+            Class::Absent if self.was_connected => self.reinitialise(true).map_err(|_| failure.settle()),
+            Class::Absent => Err(failure.settle()),
+            Class::Ambiguous => self.after_canary(failure),
         }
     }
 
     /// The HSM works: the operation itself was at fault. Else everything is set up anew, and the canary decides again.
-    fn after_canary(
-        &mut self,
-        kek: Option<KekRef>,
-        error: &cryptoki::error::Error,
-    ) -> Result<(), BackendError> {
-        let at_fault = || if kek.is_some() { BackendError::Refused } else { settle(error) };
+    fn after_canary(&mut self, failure: Failure) -> Result<(), BackendError> {
+        let kek = failure.suspect();
         if self.canary(kek).is_ok() {
-            return Err(at_fault());
+            return Err(failure.at_fault());
         }
         self.disconnect();
-        if self.canary(kek).is_err() {
-            self.reinitialise(true)?;
-            self.canary(kek).map_err(|_| settle(error))?;
+        if self.canary(kek).is_ok() {
+            return Ok(());
         }
-        Ok(())
+        self.reinitialise(true).and_then(|()| self.canary(kek)).map_err(|_| failure.settle())
     }
 
-    fn verdict(&mut self, kek: KekRef, error: &cryptoki::error::Error) -> BackendError {
-        if self.canary(Some(kek)).is_ok() { BackendError::Refused } else { settle(error) }
+    /// What a failure means that came again.
+    fn verdict(&mut self, failure: Failure) -> BackendError {
+        match failure.suspect() {
+            Some(kek) if self.canary(Some(kek)).is_ok() => failure.at_fault(),
+            _ => failure.settle(),
+        }
+    }
+
+    fn recovered(&self) {
+        if let Some(module) = &self.module {
+            module.recovered();
+        }
     }
 
     fn canary(&mut self, kek: Option<KekRef>) -> Result<(), Failure> {
         self.attempt(&mut |link: &mut Link| link.canary(kek))
     }
 
-    fn reinitialise(&mut self, finalise: bool) -> Result<(), BackendError> {
+    fn reinitialise(&mut self, finalise: bool) -> Result<(), Failure> {
         let Some(module) = self.module.clone() else { return Ok(()) };
         if finalise {
             self.disconnect();
@@ -196,10 +217,7 @@ impl Worker {
             // Its sessions went with the initialisation: there is nothing to close.
             self.link = None;
         }
-        module.reinitialise(self.generation, finalise).map_err(|failure| match failure {
-            Failure::Backend(error) => error,
-            Failure::Call(error) | Failure::Suspect { error, .. } => settle(&error),
-        })
+        module.reinitialise(self.generation, finalise)
     }
 
     fn disconnect(&mut self) {
