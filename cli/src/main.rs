@@ -1,2 +1,7 @@
-//! (not written yet)
-fn main() {}
+//! The operator's tool.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    keyway_cli::main()
+}

@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn the_way_back_gives_the_url_path() {
-        for path in ["/objects/x", "/", "/a/", "//a", "/a%2Fb/c%20d", "/%2E%2E/x"] {
+        for path in ["/objects/x", "/", "/a/", "//a", "/a%2Fb/c%20d", "/%2E./x"] {
             assert_eq!(url_path_of(&ObjectPath::parse(path).unwrap().data()).as_deref(), Some(path));
             assert_eq!(url_path_of(&ObjectPath::parse(path).unwrap().meta()), None);
         }
