@@ -1,2 +1,94 @@
-//! (not written yet)
-fn main() {}
+//! `keyway-proxy`: parses its arguments, starts the proxy, follows signals.
+
+use clap::Parser;
+use keyway_proxy::{Config, ConfigError};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// A sidecar that seals what a service sends and stores, and opens what comes back.
+#[derive(Debug, Parser)]
+#[command(name = "keyway-proxy", version)]
+struct Arguments {
+    /// The configuration file (YAML).
+    #[arg(long, value_name = "FILE", required_unless_present = "print_schema", env = "KEYWAY_CONFIG")]
+    config: Option<PathBuf>,
+    /// Parses and checks the configuration, prints what is in force, and exits: 0 if it is good, 64 if not.
+    #[arg(long)]
+    check: bool,
+    /// Prints the JSON Schema of the configuration and exits.
+    #[arg(long)]
+    print_schema: bool,
+}
+
+/// Exit code of a bad configuration (EX_USAGE).
+const EXIT_CONFIG: u8 = 64;
+
+#[expect(clippy::print_stdout, reason = "--check and --print-schema answer on standard output")]
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.print_schema {
+        println!("{:#}", Config::schema());
+        return ExitCode::SUCCESS;
+    }
+    let path = arguments.config.unwrap_or_default();
+    let config = match Config::load(&path) {
+        Ok(config) => config,
+        Err(error) => return bad_config(&error),
+    };
+    if arguments.check {
+        println!("{:#}", serde_json::to_value(&config).unwrap_or_default());
+        return ExitCode::SUCCESS;
+    }
+    keyway_proxy::init_process();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error.into()),
+    };
+    match runtime.block_on(serve(path, config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+async fn serve(path: PathBuf, config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let running = keyway_proxy::start(config).await?;
+    for (name, address) in running.listener_addrs() {
+        tracing::info!(listener = name, %address, "listening");
+    }
+    tracing::info!(address = %running.admin_addr(), "admin port");
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = running.drain_requested() => break,
+            _ = hangup.recv() => reload(&path, &running),
+        }
+    }
+    tracing::info!("draining");
+    running.drain().await;
+    tracing::info!("drained");
+    Ok(())
+}
+
+fn reload(path: &std::path::Path, running: &keyway_proxy::Running) {
+    let reloaded = Config::load(path).map_err(anyhow::Error::from).and_then(|config| Ok(running.reload(config)?));
+    match reloaded {
+        Ok(()) => tracing::info!("configuration reloaded"),
+        Err(error) => tracing::error!(%error, "configuration not reloaded; the old one stays in force"),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "logging is not set up yet, and people read this")]
+fn bad_config(error: &ConfigError) -> ExitCode {
+    eprintln!("keyway-proxy: {error}");
+    ExitCode::from(EXIT_CONFIG)
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    tracing::error!(%error, "cannot go on");
+    ExitCode::FAILURE
+}

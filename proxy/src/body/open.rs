@@ -1,0 +1,160 @@
+//! A body being opened: verified plaintext only, the end proved before the last bytes leave.
+
+use super::{BodyError, Source};
+use crate::worker::Buffer;
+use bytes::{Buf, Bytes};
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
+use keyway_envelope::{OpenError, Opener};
+use keyway_keycache::CachedDek;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+/// Which part of the opened bytes is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window {
+    /// Dropped at the front.
+    pub(crate) skip: u64,
+    /// Kept after that; `None` for all, of unknown length.
+    pub(crate) take: Option<u64>,
+}
+
+/// Opens what comes from a [`Source`] whose header has been read.
+pub struct OpenBody {
+    source: Source,
+    input: Bytes,
+    opener: Option<Opener>,
+    dek: Arc<CachedDek>,
+    skip: u64,
+    remaining: Option<u64>,
+    /// Frames made before the response's head went out, by [`OpenBody::prime`].
+    primed: Option<Frame<Bytes>>,
+    trailers: Option<HeaderMap>,
+}
+
+impl OpenBody {
+    /// `input` is what has already been read behind the header.
+    pub(crate) fn new(source: Source, input: Bytes, opener: Opener, dek: Arc<CachedDek>, window: Window) -> Self {
+        dek.begin_open();
+        Self {
+            source,
+            input,
+            opener: Some(opener),
+            dek,
+            skip: window.skip,
+            remaining: window.take,
+            primed: None,
+            trailers: None,
+        }
+    }
+
+    /// Opens the first bytes (all, if there are few) before anything is answered, so that a broken envelope
+    /// is an error response and not a reset stream, as far as that can be.
+    pub(crate) async fn prime(&mut self) -> Result<(), BodyError> {
+        if let Some(frame) = std::future::poll_fn(|cx| self.poll_frame(cx)).await {
+            self.primed = Some(frame?);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(frame) = self.primed.take() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        loop {
+            let Some(opener) = &mut self.opener else {
+                return Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
+            };
+            if !self.input.is_empty() {
+                let mut out = Buffer::take();
+                let done = match opener.update(&self.input, out.room()) {
+                    Ok(done) => done,
+                    Err(error) => return Poll::Ready(Some(Err(self.fail(error)))),
+                };
+                self.input.advance(done.consumed);
+                out.advance(done.produced);
+                if let Some(frame) = self.emit(out)? {
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                continue;
+            }
+            match std::task::ready!(self.source.poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.input = data,
+                    Err(frame) => {
+                        self.trailers = frame.into_trailers().ok().and_then(|mut trailers| {
+                            crate::headers::drop_digests(&mut trailers);
+                            (!trailers.is_empty()).then_some(trailers)
+                        });
+                    }
+                },
+                Some(Err(error)) => {
+                    self.opener = None;
+                    return Poll::Ready(Some(Err(error)));
+                }
+                None => {
+                    let mut out = Buffer::take();
+                    let opened = self.opener.take().map_or(Ok(0), |opener| opener.finish(out.room()));
+                    match opened {
+                        Ok(written) => out.advance(written),
+                        Err(error) => return Poll::Ready(Some(Err(self.fail(error)))),
+                    }
+                    let frame = self.emit(out)?;
+                    if self.remaining.is_some_and(|rest| rest > 0) {
+                        let from_upstream = self.source.from_upstream();
+                        return Poll::Ready(Some(Err(BodyError::Length { from_upstream })));
+                    }
+                    if let Some(frame) = frame {
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Cuts the window out of opened bytes.
+    fn emit(&mut self, out: Buffer) -> Result<Option<Frame<Bytes>>, BodyError> {
+        if out.is_empty() {
+            return Ok(None);
+        }
+        let mut bytes = out.freeze();
+        let skip = self.skip.min(bytes.len() as u64);
+        self.skip -= skip;
+        bytes.advance(usize::try_from(skip).unwrap_or(usize::MAX));
+        if let Some(remaining) = &mut self.remaining {
+            // What lies behind the window was fetched only to verify its segment.
+            bytes.truncate(usize::try_from(*remaining).unwrap_or(usize::MAX));
+            *remaining -= bytes.len() as u64;
+        }
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        self.dek.count_opened(bytes.len() as u64);
+        Ok(Some(Frame::data(bytes)))
+    }
+
+    fn fail(&mut self, error: OpenError) -> BodyError {
+        self.opener = None;
+        self.dek.count_open_failure();
+        tracing::warn!(reason = error.reason(), dek = %self.dek.dek().id(), "a sealed body could not be opened");
+        BodyError::Open { error, from_upstream: self.source.from_upstream() }
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        self.opener.is_none() && self.primed.is_none() && self.trailers.is_none()
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        let primed = self.primed.as_ref().and_then(Frame::data_ref).map_or(0, Bytes::len) as u64;
+        match self.remaining {
+            Some(remaining) => SizeHint::with_exact(remaining + primed),
+            None => SizeHint::default(),
+        }
+    }
+}
+
+impl std::fmt::Debug for OpenBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenBody").field("remaining", &self.remaining).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,45 @@
+use super::*;
+use keyway_envelope::KeyringId;
+use keyway_keycache::DekLimits;
+
+fn planned() -> PlannedKeyring {
+    PlannedKeyring {
+        name: "default".into(),
+        keyring_id: KeyringId(7),
+        primary: KekVersion(1),
+        versions: Vec::new(),
+        seal_lease_ms: 1_000,
+        open_lease_ms: 10_000,
+        may_seal: true,
+        may_open: true,
+        limits: DekLimits::default(),
+    }
+}
+
+fn ends(seal_until_ms: u64, open_until_ms: u64) -> [LeaseEnds; 1] {
+    [LeaseEnds { keyring: "default".into(), seal_until_ms, open_until_ms }]
+}
+
+#[test]
+fn what_is_left_by_the_wall_clock_is_left_on_the_new_monotonic_one() {
+    let lease = lease(&planned(), &ends(50_400, 57_000), Millis(20), 50_000);
+    assert_eq!((lease.seal_until(), lease.open_until()), (Millis(420), Millis(7_020)));
+}
+
+#[test]
+fn an_end_in_the_past_leaves_nothing() {
+    let lease = lease(&planned(), &ends(49_999, 50_001), Millis(20), 50_000);
+    assert_eq!((lease.seal_until(), lease.open_until()), (Millis(20), Millis(21)));
+}
+
+#[test]
+fn a_clock_that_was_set_back_gives_one_whole_lease_at_most() {
+    let lease = lease(&planned(), &ends(50_400, 57_000), Millis(20), 0);
+    assert_eq!((lease.seal_until(), lease.open_until()), (Millis(1_020), Millis(10_020)));
+}
+
+#[test]
+fn a_keyring_without_a_stored_end_has_no_lease() {
+    let lease = lease(&planned(), &[], Millis(20), 50_000);
+    assert_eq!((lease.seal_until(), lease.open_until()), (Millis(20), Millis(20)));
+}

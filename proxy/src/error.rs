@@ -1,0 +1,165 @@
+//! Every error that a data client can get, and the one place that turns it into a response (RFC 9457).
+
+use crate::body::{BodyError, ProxyBody};
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
+use keyway_envelope::OpenError;
+use keyway_keycache::KeyError;
+
+/// Why a request got no answer from its upstream, or not all of it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProxyError {
+    /// No route takes the request; it never passes by accident.
+    #[error("no route takes this method, host and path")]
+    NoRoute,
+    /// The path means one route as it is written, and another after normalisation.
+    #[error("the path is ambiguous: it has dot segments, empty segments or encodings that change its route")]
+    AmbiguousPath,
+    /// Framing that two readers could understand differently (RFC 9112, 6.3).
+    #[error("the request has both Content-Length and Transfer-Encoding")]
+    AmbiguousFraming,
+    /// An upgrade or a CONNECT that this route does not carry.
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// The request's tenant header is missing, repeated or not usable.
+    #[error("the header {0} must name the tenant: one value of 1 to 128 visible ASCII characters")]
+    Tenant(HeaderName),
+    /// Head too large.
+    #[error("the request's headers are too large")]
+    HeaderLimits,
+    /// A body that should be an envelope is none.
+    #[error("the body is not sealed, and this route takes sealed bodies only")]
+    PlaintextRefused {
+        /// Whether the upstream sent it (else the client did).
+        from_upstream: bool,
+    },
+    /// An envelope that does not open. Says no more: the reason is in a metric.
+    #[error("the sealed body could not be opened")]
+    OpenFailed {
+        /// For the metric.
+        reason: &'static str,
+        /// Whether the upstream sent it (else the client did).
+        from_upstream: bool,
+    },
+    /// No key.
+    #[error("{0}")]
+    Key(#[from] KeyError),
+    /// Too much of something.
+    #[error("the body is too large")]
+    TooLarge,
+    /// A range beyond the object.
+    #[error("the range lies outside the object")]
+    RangeUnsatisfiable {
+        /// The object's length in plaintext bytes.
+        plain_len: u64,
+    },
+    /// The digest that the client declared is not that of what it sent.
+    #[error("the body does not match its {0} header")]
+    DigestMismatch(&'static str),
+    /// The client's digest header can't be read.
+    #[error("the {0} header is malformed")]
+    DigestMalformed(&'static str),
+    /// A partial upload can't be sealed.
+    #[error("a partial upload (Content-Range) would break the sealed object; send it whole")]
+    PartialUpload,
+    /// The client's body broke off.
+    #[error("the request body broke off")]
+    ClientBody,
+    /// No connection, or it broke before the response's head.
+    #[error("the upstream cannot be reached: {0}")]
+    UpstreamUnreachable(String),
+    /// No response head in time.
+    #[error("the upstream did not answer in time")]
+    UpstreamTimeout,
+    /// An answer that HTTP does not allow here.
+    #[error("the upstream's answer cannot be used: {0}")]
+    UpstreamProtocol(&'static str),
+}
+
+impl ProxyError {
+    /// Status and code.
+    #[must_use]
+    pub fn status_and_code(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::NoRoute => (StatusCode::NOT_FOUND, "no-route"),
+            Self::AmbiguousPath => (StatusCode::BAD_REQUEST, "ambiguous-path"),
+            Self::AmbiguousFraming => (StatusCode::BAD_REQUEST, "ambiguous-framing"),
+            Self::Unsupported(_) => (StatusCode::NOT_IMPLEMENTED, "unsupported"),
+            Self::Tenant(_) => (StatusCode::BAD_REQUEST, "tenant-missing"),
+            Self::HeaderLimits => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header-limits"),
+            Self::PlaintextRefused { from_upstream: true } => (StatusCode::BAD_GATEWAY, "plaintext-refused"),
+            Self::PlaintextRefused { .. } => (StatusCode::BAD_REQUEST, "plaintext-refused"),
+            Self::OpenFailed { from_upstream: true, .. } => (StatusCode::BAD_GATEWAY, "open-failed"),
+            Self::OpenFailed { .. } => (StatusCode::BAD_REQUEST, "open-failed"),
+            Self::Key(KeyError::SealLeaseExpired) => (StatusCode::SERVICE_UNAVAILABLE, "seal-lease-expired"),
+            Self::Key(KeyError::NotAllowed) => (StatusCode::FORBIDDEN, "key-denied"),
+            Self::Key(_) => (StatusCode::SERVICE_UNAVAILABLE, "key-unavailable"),
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
+            Self::RangeUnsatisfiable { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "range-unsatisfiable"),
+            Self::DigestMismatch(_) => (StatusCode::BAD_REQUEST, "digest-mismatch"),
+            Self::DigestMalformed(_) => (StatusCode::BAD_REQUEST, "digest-malformed"),
+            Self::PartialUpload => (StatusCode::BAD_REQUEST, "partial-upload"),
+            Self::ClientBody => (StatusCode::BAD_REQUEST, "client-body"),
+            Self::UpstreamUnreachable(_) => (StatusCode::BAD_GATEWAY, "upstream-unreachable"),
+            Self::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream-timeout"),
+            Self::UpstreamProtocol(_) => (StatusCode::BAD_GATEWAY, "upstream-protocol"),
+        }
+    }
+
+    /// The response. `request_id` is in the log too.
+    #[must_use]
+    pub fn respond(&self, method: &Method, request_id: &str) -> Response<ProxyBody> {
+        let (status, code) = self.status_and_code();
+        let problem = serde_json::json!({
+            "type": format!("urn:keyway:error:{code}"),
+            "title": self.to_string(),
+            "status": status.as_u16(),
+            "instance": format!("urn:keyway:request:{request_id}"),
+        });
+        let text = Bytes::from(problem.to_string());
+        let mut response = Response::new(ProxyBody::Empty);
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
+        if let Ok(value) = HeaderValue::from_str(request_id) {
+            headers.insert(HeaderName::from_static("x-request-id"), value);
+        }
+        match self {
+            Self::Key(KeyError::NotAllowed) => {}
+            Self::Key(_) => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("1"))),
+            Self::RangeUnsatisfiable { plain_len } => {
+                if let Ok(value) = HeaderValue::from_str(&format!("bytes */{plain_len}")) {
+                    headers.insert(CONTENT_RANGE, value);
+                }
+            }
+            Self::AmbiguousFraming | Self::HeaderLimits => {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+        if method != Method::HEAD {
+            *response.body_mut() = ProxyBody::full(text);
+        }
+        response
+    }
+
+    /// The failure of a body that was being read or written before any response.
+    pub(crate) fn from_body(error: &BodyError) -> Self {
+        match error {
+            BodyError::Client(_) => Self::ClientBody,
+            BodyError::Upstream(error) => Self::UpstreamUnreachable(error.to_string()),
+            BodyError::Open { error, from_upstream } => {
+                Self::OpenFailed { reason: error.reason(), from_upstream: *from_upstream }
+            }
+            BodyError::Length { from_upstream } => {
+                Self::OpenFailed { reason: OpenError::Truncated.reason(), from_upstream: *from_upstream }
+            }
+            BodyError::Digest(name) => Self::DigestMismatch(name),
+            BodyError::Key(error) => Self::Key(*error),
+            BodyError::TooLarge => Self::TooLarge,
+        }
+    }
+}
