@@ -1,0 +1,216 @@
+//! What a zone does with its HSMs: new versions, new DEKs, wraps and the way back.
+
+use crate::audit::AuditError;
+use crate::catalog::{CatalogError, DekRow, NewDek, NewVersion, NewWrap, Place, Purpose};
+use crate::hsms::{Hsm, HsmError, Hsms};
+use core::fmt::Write as _;
+use keyway_envelope::dek::DEK_LEN;
+use keyway_envelope::{Dek, DekId, KekRef, KeyBlock, WrapMechanism};
+use keyway_protocol::kat;
+use std::sync::Arc;
+use subtle::ConstantTimeEq;
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+/// A key operation of a zone failed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// Fewer backends answer than the policy asks for.
+    #[error("{up} of the {required} key backends that the policy asks for answer")]
+    Backends {
+        /// How many answer.
+        up: usize,
+        /// How many the policy asks for.
+        required: usize,
+    },
+    /// A backend failed.
+    #[error(transparent)]
+    Hsm(#[from] HsmError),
+    /// Something that has to be equal or stronger is not. Nothing was recorded.
+    #[error("{0}")]
+    Check(&'static str),
+    /// The catalog refused or failed.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The audit record could not be written, so nothing was done.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// The operating system gives no randomness.
+    #[error("no randomness: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+/// A zone's keys: its name is bound into every wrap.
+#[derive(Debug)]
+pub(crate) struct Keys {
+    pub(crate) zone: String,
+    pub(crate) hsms: Hsms,
+}
+
+impl Keys {
+    /// Makes a version in every backend that answers and proves it in each: what one wraps, it opens again to the same
+    /// DEK, and the known answer opens to what was sealed.
+    pub(crate) async fn make_version(&self, kek: KekRef, keyring: &str) -> Result<NewVersion, KeyError> {
+        let up = self.enough(self.hsms.up())?;
+        let label = format!("keyway:{}/{keyring}:v{}", self.zone, kek.version);
+        let dek = new_dek()?;
+        let (mut places, mut wraps) = (Vec::new(), Vec::new());
+        for hsm in &up {
+            let info = hsm.generate(kek, &label).await?;
+            places.push(Place {
+                backend: hsm.name().to_owned(),
+                kind: hsm.kind().to_owned(),
+                mechanism: info.mechanism,
+                extractable: info.extractable,
+            });
+            wraps.push(self.wrap_at(hsm, kek, &dek, "").await?);
+        }
+        let answer = random::<{ kat::ANSWER_LEN }>()?;
+        let known_answer = kat::seal_known_answer(&dek, &wraps[0].block, random()?, &self.zone, &answer);
+        for (hsm, wrap) in up.iter().zip(&wraps) {
+            let opened = hsm.unwrap(&wrap.block, &self.zone, "").await?;
+            if kat::open_known_answer(&known_answer, &opened, &self.zone).ok() != Some(answer) {
+                return Err(KeyError::Check("a key backend gives another known answer"));
+            }
+        }
+        let dek = NewDek {
+            id: dek.id(),
+            keyring: kek.keyring,
+            version: kek.version,
+            service: String::new(),
+            tenant: String::new(),
+            purpose: Purpose::KnownAnswer,
+            wraps,
+        };
+        Ok(NewVersion { kek, places, dek, known_answer, answer })
+    }
+
+    /// Wraps a DEK in as many of `places` as the policy asks for, the first ones that answer.
+    pub(crate) async fn wrap(
+        &self,
+        kek: KekRef,
+        dek: &Dek,
+        tenant: &str,
+        places: &[Place],
+    ) -> Result<Vec<NewWrap>, KeyError> {
+        let holds = |hsm: &Arc<Hsm>| places.iter().any(|place| place.backend == hsm.name());
+        let up: Vec<_> = self.hsms.up().into_iter().filter(holds).collect();
+        let mut wraps = Vec::with_capacity(self.hsms.required);
+        let mut failure = None;
+        for hsm in &up {
+            match self.wrap_at(hsm, kek, dek, tenant).await {
+                Ok(wrap) => wraps.push(wrap),
+                Err(error) => failure = Some(error),
+            }
+            if wraps.len() == self.hsms.required {
+                return Ok(wraps);
+            }
+        }
+        Err(failure.unwrap_or(KeyError::Backends { up: wraps.len(), required: self.hsms.required }))
+    }
+
+    /// Opens a recorded DEK through any of its live wraps.
+    pub(crate) async fn unwrap(&self, dek: &DekRow) -> Result<Dek, KeyError> {
+        let mut failure = KeyError::Check("the DEK has no live wrap in a configured backend");
+        // Those that answer first; one that seems to be away is still better than none.
+        for up in [true, false] {
+            for wrap in &dek.wraps {
+                let Some(hsm) = self.hsms.named(&wrap.backend).filter(|hsm| hsm.is_up() == up) else { continue };
+                match hsm.unwrap(&wrap.block, &self.zone, &dek.tenant).await {
+                    Ok(dek) => return Ok(dek),
+                    Err(error) => failure = error.into(),
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    /// Opens a block that the catalog does not know, in whichever backend authenticates it.
+    pub(crate) async fn unwrap_block(
+        &self,
+        block: &KeyBlock,
+        tenant: &str,
+        places: &[Place],
+    ) -> Result<(Dek, String), KeyError> {
+        let mut failure = KeyError::Backends { up: 0, required: 1 };
+        for hsm in self.hsms.up() {
+            if !places.iter().any(|place| place.backend == hsm.name()) {
+                continue;
+            }
+            match hsm.unwrap(block, &self.zone, tenant).await {
+                Ok(dek) => return Ok((dek, hsm.name().to_owned())),
+                Err(error) => failure = error.into(),
+            }
+        }
+        Err(failure)
+    }
+
+    /// New wraps for a recorded DEK, opened again and compared before anybody relies on them; never weaker than the old.
+    pub(crate) async fn rewrap(
+        &self,
+        dek: &DekRow,
+        to: KekRef,
+        places: &[Place],
+    ) -> Result<Vec<NewWrap>, KeyError> {
+        let key = self.unwrap(dek).await?;
+        let wraps = self.wrap(to, &key, &dek.tenant, places).await?;
+        let weakest_old = dek.wraps.iter().map(|wrap| strength(wrap.block.mechanism())).min().unwrap_or(0);
+        for wrap in &wraps {
+            if strength(wrap.block.mechanism()) < weakest_old {
+                return Err(KeyError::Check("the new wrap's mechanism is weaker than the old one's"));
+            }
+            let hsm = self.hsms.named(&wrap.backend).ok_or(KeyError::Check("a key backend has disappeared"))?;
+            let again = hsm.unwrap(&wrap.block, &self.zone, &dek.tenant).await?;
+            if !same(&again, &key) {
+                return Err(KeyError::Check("the new wrap opens to another key"));
+            }
+        }
+        Ok(wraps)
+    }
+
+    async fn wrap_at(&self, hsm: &Hsm, kek: KekRef, dek: &Dek, tenant: &str) -> Result<NewWrap, KeyError> {
+        let block = hsm.wrap(kek, dek, &self.zone, tenant).await?;
+        Ok(NewWrap { backend: hsm.name().to_owned(), block })
+    }
+
+    fn enough(&self, up: Vec<Arc<Hsm>>) -> Result<Vec<Arc<Hsm>>, KeyError> {
+        let required = self.hsms.required;
+        if up.len() < required { Err(KeyError::Backends { up: up.len(), required }) } else { Ok(up) }
+    }
+}
+
+/// 32 bytes and a name, from the operating system.
+pub(crate) fn new_dek() -> Result<Dek, KeyError> {
+    let mut bytes = Zeroizing::new([0; DEK_LEN]);
+    getrandom::fill(&mut bytes[..])?;
+    Ok(Dek::new(DekId(random()?), bytes))
+}
+
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], KeyError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Whether two DEKs are the same key, in constant time.
+pub(crate) fn same(one: &Dek, other: &Dek) -> bool {
+    one.id() == other.id() && bool::from(one.expose()[..].ct_eq(&other.expose()[..]))
+}
+
+/// How strong a mechanism is; a rewrap never goes down.
+fn strength(mechanism: WrapMechanism) -> u8 {
+    match mechanism {
+        WrapMechanism::None => 0,
+        WrapMechanism::AesKwp => 1,
+        WrapMechanism::AesGcm => 2,
+    }
+}
+
+/// Lower-case hexadecimal, for records and logs.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a string does not fail");
+        text
+    })
+}
