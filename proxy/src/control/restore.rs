@@ -96,7 +96,7 @@ fn install(zone: &Zone, plan: &Plan, state: &State) -> usize {
             Some(()) => installed += 1,
             // Authentic and yet not readable: made by another version of this program.
             None => {
-                warn!(zone = %zone.name, keyring = %record.keyring, "a stored DEK can't be read; left out")
+                warn!(zone = %zone.name, keyring = %record.keyring, "a stored DEK can't be read; left out");
             }
         }
     }
