@@ -139,24 +139,39 @@ async fn health_fails_while_the_storage_is_gone_and_comes_back_with_it() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn callers_get_an_answer_when_the_queue_is_full_or_the_time_is_up() {
+/// Jobs that wait for one session before callers are turned away.
+const QUEUE: usize = 64;
+
+#[tokio::test]
+async fn a_thread_that_hangs_costs_its_callers_their_timeout_and_no_more() {
     let (hsm, _alone) = hsm().await;
     let mut config = hsm.pkcs11("slow");
     config.sessions = 1;
-    config.timeout = Duration::from_nanos(1);
+    config.timeout = Duration::from_millis(40);
+    let pin_file = config.pin_file.clone();
     let config = BackendConfig { name: "slow".to_owned(), kind: BackendKind::Pkcs11(config) };
     let backend = backend::open(&config).await.unwrap();
-    let tasks: Vec<_> = (0..256)
-        .map(|_| {
-            let backend = Arc::clone(&backend);
-            tokio::spawn(async move { backend.health().await })
-        })
-        .collect();
-    for task in tasks {
-        match task.await.unwrap() {
-            Ok(()) | Err(BackendError::Timeout | BackendError::Unavailable(_)) => {}
-            other => panic!("{other:?}"),
-        }
+
+    // Its next call logs in again, and so reads the PIN: from a pipe that nobody writes to.
+    std::fs::remove_file(&pin_file).unwrap();
+    softhsm::run("mkfifo", &["-m", "600", pin_file.to_str().unwrap()]);
+    hsm.beside().open_ro_session(hsm.slot("slow")).unwrap().logout().unwrap();
+    for n in 0..QUEUE {
+        assert_eq!(backend.find_kek(kek(1)).await, Err(BackendError::Timeout), "call {n}");
     }
+    // The thread holds one job, the queue the rest. The next that finds no room is told so at once.
+    backend.find_kek(kek(1)).await.unwrap_err();
+    let full = backend.find_kek(kek(1)).await.unwrap_err();
+    assert_eq!(full, BackendError::Unavailable("its queue is full".to_owned()));
+    assert!(full.is_transient() && BackendError::Timeout.is_transient());
+
+    // Once the call ends, what nobody waits for any more is skipped, and the backend serves.
+    std::fs::write(&pin_file, softhsm::PIN).unwrap();
+    let recovered = async {
+        while let Err(error) = backend.find_kek(kek(1)).await {
+            eprintln!("not yet: {error}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), recovered).await.unwrap();
 }

@@ -147,6 +147,6 @@ fn create_key_file(path: &Path) -> Result<(), BackendError> {
     let mut key = Zeroizing::new([0; KEY_FILE]);
     getrandom::fill(&mut *key)
         .map_err(|error| BackendError::Unavailable(format!("no randomness: {error}")))?;
-    storage::write_durably(path, &*key)
+    storage::create_durably(path, &*key)
         .map_err(|error| BackendError::Config(format!("can't make the key file {}: {error}", path.display())))
 }

@@ -79,19 +79,37 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// Temporary file, sync, rename, sync of the folder: after a crash, the old file or the new one.
-pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    make_folder(path)?;
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = beside(path, ".new");
+    write_temporary(&temporary, bytes)?;
+    std::fs::rename(&temporary, path)?;
+    File::open(folder_of(path))?.sync_all()
+}
+
+/// As a write, for a file that must not be there: whoever comes second keeps the first one's.
+pub(super) fn create_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    make_folder(path)?;
+    let temporary = beside(path, &format!(".{}.new", std::process::id()));
+    write_temporary(&temporary, bytes)?;
+    // Unlike a rename, a link never replaces what is there.
+    let linked = std::fs::hard_link(&temporary, path);
+    std::fs::remove_file(&temporary)?;
+    match linked {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    File::open(folder_of(path))?.sync_all()
+}
+
+fn write_temporary(temporary: &Path, bytes: &[u8]) -> io::Result<()> {
     // What a crash has left there is not ours to append to, and its mode may not be ours.
-    match std::fs::remove_file(&temporary) {
+    match std::fs::remove_file(temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
     file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    File::open(folder_of(path))?.sync_all()
+    file.sync_all()
 }
 
 /// Refuses a file that others may read or write; `forbidden` are the mode bits that must be clear.
