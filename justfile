@@ -21,9 +21,9 @@ lint:
 bench *ARGS:
     cargo bench -p keyway-benches {{ ARGS }}
 
-# The fuzz targets, each for a short while.
-fuzz *ARGS:
-    fuzz/run.sh {{ ARGS }}
+# The fuzz targets, or those that are named, each for so many seconds.
+fuzz SECONDS="60" *TARGETS:
+    fuzz/run.sh {{ SECONDS }} {{ TARGETS }}
 
 # Everything in one process: bridge, proxy and an object store, with a `curl` to try.
 dev *ARGS:
