@@ -232,6 +232,8 @@ fn another_key_id_salt_or_context_fails_the_commitment() {
         // Bytes that move from one part to the next are another context.
         Context { zone: "paymentsacme", tenant: Some(""), ..base },
         Context { tenant: Some("acmeorders"), domain: "", ..base },
+        // … and so is a name that spells the next part's tag.
+        Context { zone: "payments\u{2}acme", tenant: None, ..base },
     ];
     let mut digests = vec![base.digest()];
     for other in others {
