@@ -51,7 +51,8 @@ pub struct Pieces {
 impl Pieces {
     /// `bytes`, cut. The last piece ends with them.
     pub fn cut<'a>(&self, bytes: &'a [u8]) -> Vec<&'a [u8]> {
-        let mut at: Vec<usize> = self.cuts.iter().take(64).map(|&cut| cut as usize % (bytes.len() + 1)).collect();
+        let mut at: Vec<usize> =
+            self.cuts.iter().take(64).map(|&cut| cut as usize % (bytes.len() + 1)).collect();
         at.push(bytes.len());
         at.sort_unstable();
         let mut from = 0;
@@ -111,7 +112,9 @@ impl Change {
                 match *self {
                     Self::Swap(i, j) => runs.swap(usize::from(i) % count, usize::from(j) % count),
                     Self::Remove(i) => drop(runs.remove(usize::from(i) % count)),
-                    Self::Repeat(i) => runs.insert(usize::from(i) % count, runs[usize::from(i) % count].clone()),
+                    Self::Repeat(i) => {
+                        runs.insert(usize::from(i) % count, runs[usize::from(i) % count].clone())
+                    }
                     _ => {}
                 }
                 *bytes = runs.concat();

@@ -25,9 +25,11 @@ fuzz_target!(|input: Input| {
             let original = seal(&dek(), &reference(), SALT, &context(), by, &plain).expect("a short message");
             let mut bytes = original.clone();
             changes.iter().for_each(|change| change.apply(&mut bytes));
-            let opened = Compact::parse(&bytes).ok().and_then(|parsed| parsed.open(&dek(), &context(), by).ok());
+            let opened =
+                Compact::parse(&bytes).ok().and_then(|parsed| parsed.open(&dek(), &context(), by).ok());
             // The KEK reference of a catalog block (bytes 2 to 9) is a hint: the DEK's id decides.
-            let same = bytes.len() == original.len() && bytes[..2] == original[..2] && bytes[10..] == original[10..];
+            let same =
+                bytes.len() == original.len() && bytes[..2] == original[..2] && bytes[10..] == original[10..];
             assert_eq!(opened, same.then_some(plain));
         }
     }

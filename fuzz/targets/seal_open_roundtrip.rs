@@ -62,7 +62,9 @@ fuzz_target!(|input: Input| {
     let sealed = seal(&input, &plain);
     assert!(sealed == seal_whole(keys(), Implementation::AwsLc, &plain).expect("a short message"));
     assert_eq!(plain_len_of_segments(sealed.len() as u64), Ok(plain.len() as u64));
-    assert!(open_whole(keys(), implementation(input.opened_by), &sealed).expect("nothing was changed") == plain);
+    assert!(
+        open_whole(keys(), implementation(input.opened_by), &sealed).expect("nothing was changed") == plain
+    );
     if !plain.is_empty() {
         open_range(&input, &plain, &sealed);
     }
