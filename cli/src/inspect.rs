@@ -86,9 +86,16 @@ fn compact(head: &[u8], length: u64) -> Option<Report> {
     Some(finish(Form::Compact, length, header, fields::compact(fields), None))
 }
 
-fn finish(form: Form, length: u64, header: usize, fields: Vec<Field>, problem: Option<FormatError>) -> Report {
+fn finish(
+    form: Form,
+    length: u64,
+    header: usize,
+    fields: Vec<Field>,
+    problem: Option<FormatError>,
+) -> Report {
     let header_length = header as u64;
-    let plain_length = length.checked_sub(header_length).and_then(|segments| plain_len_of_segments(segments).ok());
+    let plain_length =
+        length.checked_sub(header_length).and_then(|segments| plain_len_of_segments(segments).ok());
     Report {
         form,
         length,
@@ -171,12 +178,16 @@ fn text(path: &Path, report: &Report) -> String {
         Form::Object => "object form",
         Form::Compact => "compact form",
     };
-    let mut out = format!("{}: Keyway envelope, {form}, {} bytes\n\n", path.display(), grouped(report.length));
+    let mut out =
+        format!("{}: Keyway envelope, {form}, {} bytes\n\n", path.display(), grouped(report.length));
     out.push_str(&table.render());
     out.push_str("\n\n");
     out.push_str(&match report.plain_length {
         Some(plain) => format!("plaintext: {} bytes (the length is possible)", grouped(plain)),
-        None => format!("no plaintext seals to {} bytes: this envelope was cut, or something was added", report.length),
+        None => format!(
+            "no plaintext seals to {} bytes: this envelope was cut, or something was added",
+            report.length
+        ),
     });
     if let Some(problem) = &report.problem {
         out.push_str("\nrefused: ");

@@ -7,7 +7,7 @@
 //! - [`pki`]: certificates on the fly.
 
 pub mod args;
-pub mod dev { #[path = "softhsm.rs"] pub mod softhsm; }
+pub mod dev;
 mod error;
 mod harden;
 pub mod inspect;
@@ -46,7 +46,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Dev(_) => Err(Failure::Usage("dev is not wired yet".into())),
+        Command::Dev(args) => dev::run(&args),
         Command::Rotate(command) => operator::rotate(&command),
         Command::Keys(args) => operator::keys(&args),
         Command::Members(args) => operator::members(&args),
@@ -64,7 +64,11 @@ fn run(command: Command) -> Result<(), Failure> {
 
 /// `KEYWAY_LOG` chooses what is logged, as in `debug` or `keyway_proxy=trace`.
 fn log_to_stderr(command: &Command) {
-    let default = if matches!(command, Command::Dev(_) | Command::Store(_)) { "info" } else { "warn" };
+    // cryptoki calls each mechanism that it has no name for an error.
+    let default = match command {
+        Command::Dev(_) | Command::Store(_) => "info,cryptoki::mechanism=off",
+        _ => "warn,cryptoki::mechanism=off",
+    };
     let filter = EnvFilter::try_from_env("KEYWAY_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     subscriber.with_ansi(io::stderr().is_terminal()).init();

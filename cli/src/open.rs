@@ -13,11 +13,13 @@ use crate::dev::softhsm;
 use crate::error::Failure;
 use crate::operator::default_data_dir;
 use anyhow::{Context as _, anyhow, bail};
-use keyway_bridge::config::Config;
+use keyway_bridge::Config;
 use keyway_envelope::header::Header;
 use keyway_envelope::length::{HEADER, plain_len};
 use keyway_envelope::open::OPEN_ROOM;
-use keyway_envelope::{Context, Dek, FormatError, Implementation, KeyBlockKind, OpenError, Opener, Profile, aead};
+use keyway_envelope::{
+    Context, Dek, FormatError, Implementation, KeyBlockKind, OpenError, Opener, Profile, aead,
+};
 use sink::Sink;
 use std::fs::File;
 use std::io::{self, Read, Write};

@@ -53,7 +53,11 @@ fn refused(what: &str) -> impl Fn(Status) -> Failure {
             }
             _ => "",
         };
-        let reason = if status.message().is_empty() { format!("{:?}", status.code()) } else { status.message().into() };
+        let reason = if status.message().is_empty() {
+            format!("{:?}", status.code())
+        } else {
+            status.message().into()
+        };
         Failure::Failed(anyhow!("{what}: {reason}{hint}"))
     }
 }

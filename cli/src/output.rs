@@ -3,7 +3,10 @@
 //! Results go to standard output, everything else to standard error. A reader that went away (`| head`) ends the
 //! command quietly.
 
-#![allow(clippy::print_stdout, reason = "the results of a command are its output; only this module prints them")]
+#![allow(
+    clippy::print_stdout,
+    reason = "the results of a command are its output; only this module prints them"
+)]
 
 use crate::error::Failure;
 use serde::Serialize;
@@ -67,10 +70,11 @@ impl Table {
             .map(|column| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
             .collect();
         let lines = self.rows.iter().map(|row| {
-            let cells = row.iter().zip(&widths).zip(&self.columns).map(|((cell, &width), align)| match align {
-                Align::Left => format!("{cell:<width$}"),
-                Align::Right => format!("{cell:>width$}"),
-            });
+            let cells =
+                row.iter().zip(&widths).zip(&self.columns).map(|((cell, &width), align)| match align {
+                    Align::Left => format!("{cell:<width$}"),
+                    Align::Right => format!("{cell:>width$}"),
+                });
             cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
         });
         lines.collect::<Vec<_>>().join("\n")
@@ -99,7 +103,11 @@ pub fn relative(unix_ms: u64, now_ms: u64) -> String {
             _ => format!("{}d {}h", s / 86400, s / 3600 % 24),
         }
     };
-    if unix_ms > now_ms { format!("in {}", span(unix_ms - now_ms)) } else { format!("{} ago", span(now_ms - unix_ms)) }
+    if unix_ms > now_ms {
+        format!("in {}", span(unix_ms - now_ms))
+    } else {
+        format!("{} ago", span(now_ms - unix_ms))
+    }
 }
 
 /// A number with thin groups of three: `1 245 396`.

@@ -13,7 +13,8 @@ use crate::private_file;
 use check::Wanted;
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use std::io;
 use std::net::IpAddr;
@@ -86,7 +87,9 @@ impl Pki {
         private_file::make_directory(dir).map_err(in_file(dir))?;
         let wanted = Wanted { is_authority: true, names: Vec::new(), issuer: None, key_usage: None };
         let (cert_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
-        if let Some((authority, key)) = check::load(&cert_path, &key_path, &wanted, OffsetDateTime::now_utc())? {
+        if let Some((authority, key)) =
+            check::load(&cert_path, &key_path, &wanted, OffsetDateTime::now_utc())?
+        {
             let issuer = Issuer::from_ca_cert_pem(&authority, key).map_err(making("ca"))?;
             return Ok(Self { dir: dir.to_owned(), issuer, authority });
         }
@@ -265,9 +268,18 @@ mod tests {
         for good in ["spiffe://keyway.dev", "spiffe://keyway.dev/proxy", "spiffe://a_b-c.d/Ops/x.y"] {
             assert!(is_spiffe_id(good), "{good}");
         }
-        for bad in
-            ["", "spiffe://", "https://keyway.dev/x", "spiffe://Keyway.dev/x", "spiffe://a/", "spiffe://a//b", "spiffe://a/../b", "spiffe://a/b c", "spiffe://a:1/b", "spiffe:///x"]
-        {
+        for bad in [
+            "",
+            "spiffe://",
+            "https://keyway.dev/x",
+            "spiffe://Keyway.dev/x",
+            "spiffe://a/",
+            "spiffe://a//b",
+            "spiffe://a/../b",
+            "spiffe://a/b c",
+            "spiffe://a:1/b",
+            "spiffe:///x",
+        ] {
             assert!(!is_spiffe_id(bad), "{bad}");
         }
     }

@@ -45,7 +45,8 @@ pub(crate) fn store(args: StoreArgs) -> Result<(), Failure> {
     runtime.block_on(async {
         let mut stop = Stop::new()?;
         let durability = if args.no_sync { Durability::Cached } else { Durability::Synced };
-        let running = store::start_with(StoreConfig { listen: args.listen, dir: args.dir }, durability).await?;
+        let running =
+            store::start_with(StoreConfig { listen: args.listen, dir: args.dir }, durability).await?;
         write_ready(args.ready_file.as_deref(), &serde_json::json!({ "store": running.addr() }))?;
         output::line(&format!("the object store serves on http://{}", running.addr()))?;
         stop.next().await;

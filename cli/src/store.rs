@@ -164,7 +164,12 @@ fn server() -> auto::Builder<TokioExecutor> {
     server
 }
 
-fn serve(server: &auto::Builder<TokioExecutor>, stream: TcpStream, disk: &Arc<Disk>, graceful: &GracefulShutdown) {
+fn serve(
+    server: &auto::Builder<TokioExecutor>,
+    stream: TcpStream,
+    disk: &Arc<Disk>,
+    graceful: &GracefulShutdown,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
     }

@@ -1,9 +1,12 @@
 //! The program as people run it: `inspect`, `open`, `pki`, `completions`, exit codes.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
+
 use keyway_bridge::backend::{self, BackendConfig, BackendKind, SoftwareConfig};
 use keyway_envelope::length::{SEALED_SEGMENT, SEGMENT};
 use keyway_envelope::{
-    Context, Dek, DekId, Header, Implementation, KekRef, KekVersion, KeyBlock, KeyringId, Profile, ZoneId, compact,
+    Context, Dek, DekId, Header, Implementation, KekRef, KekVersion, KeyBlock, KeyringId, Profile, ZoneId,
+    compact,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,7 +41,10 @@ impl Fixture {
     async fn new(tenant: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let keystore = dir.path().join("keystore");
-        let config = BackendConfig { name: "soft".into(), kind: BackendKind::Software(SoftwareConfig::new(&keystore)) };
+        let config = BackendConfig {
+            name: "soft".into(),
+            kind: BackendKind::Software(SoftwareConfig::new(&keystore)),
+        };
         let backend = backend::open(&config).await.unwrap();
         backend.generate_kek(KEK, "test").await.unwrap();
         let dek = Dek::new(DekId([5; 16]), Zeroizing::new([9; 32]));
@@ -76,8 +82,10 @@ impl Fixture {
 
     /// Files beside those that the test made itself.
     fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.retain(|name| !name.starts_with("keystore") && name != "bridge.yaml");
         names.sort();
         names
@@ -207,7 +215,9 @@ async fn inspect_reads_the_compact_forms() {
     let context = Context::object(ZONE, None, DOMAIN).digest();
     let blocks = [(KeyBlock::catalog(KEK, fixture.dek.id()), 82), (fixture.block, 154)];
     for (block, header) in blocks {
-        let sealed = compact::seal(&fixture.dek, &block, [2; 24], &context, Implementation::selected(), b"four").unwrap();
+        let sealed =
+            compact::seal(&fixture.dek, &block, [2; 24], &context, Implementation::selected(), b"four")
+                .unwrap();
         let file = fixture.path("field");
         fs::write(&file, sealed).unwrap();
         let output = keyway(&["inspect", file.to_str().unwrap(), "--json"]);
@@ -247,7 +257,19 @@ async fn inspect_fails_for_what_is_no_envelope_or_a_broken_one() {
 fn pki_makes_what_it_is_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_str().unwrap();
-    let args = ["pki", "--dir", path, "--bridge", "bridge", "--host", "b.example", "--client", "orders=spiffe://e.org/o", "--member", "spiffe://e.org/x/reports"];
+    let args = [
+        "pki",
+        "--dir",
+        path,
+        "--bridge",
+        "bridge",
+        "--host",
+        "b.example",
+        "--client",
+        "orders=spiffe://e.org/o",
+        "--member",
+        "spiffe://e.org/x/reports",
+    ];
     assert_code(&keyway(&args), 0);
     for file in ["ca.crt", "bridge.crt", "bridge.key", "orders.crt", "reports.key"] {
         assert!(dir.path().join(file).exists(), "{file}");
@@ -260,7 +282,13 @@ fn pki_makes_what_it_is_asked_for() {
 
 #[test]
 fn help_version_and_completions() {
-    for args in [&["--help"][..], &["--version"], &["dev", "--help"], &["completions", "bash"], &["completions", "zsh"]] {
+    for args in [
+        &["--help"][..],
+        &["--version"],
+        &["dev", "--help"],
+        &["completions", "bash"],
+        &["completions", "zsh"],
+    ] {
         let output = keyway(args);
         assert_code(&output, 0);
         assert!(!output.stdout.is_empty(), "{args:?}");

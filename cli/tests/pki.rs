@@ -1,5 +1,7 @@
 //! Certificates: what is made, kept and made anew.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
+
 use keyway_cli::pki::{Identity, Pki, PkiError};
 use keyway_protocol::tls::{self, TlsFiles};
 use std::fs;
@@ -25,7 +27,8 @@ fn der(path: &Path) -> Vec<u8> {
 fn identities_are_what_tls_wants() {
     let dir = tempfile::tempdir().unwrap();
     let pki = Pki::open(&dir.path().join("pki")).unwrap();
-    let bridge = pki.bridge("bridge", &["bridge.example".into(), "10.0.0.7".into(), "localhost".into()]).unwrap();
+    let bridge =
+        pki.bridge("bridge", &["bridge.example".into(), "10.0.0.7".into(), "localhost".into()]).unwrap();
     let member = pki.client("orders", ORDERS).unwrap();
     tls::server_config(&files(&bridge)).unwrap();
     tls::client_config(&files(&member)).unwrap();
@@ -73,9 +76,13 @@ async fn a_member_reaches_the_bridge_and_a_stranger_does_not() {
 fn what_is_good_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let first = Pki::open(dir.path()).unwrap();
-    let before = (bytes(&first.bridge("bridge", &["b".into()]).unwrap()), bytes(&first.client("m", ORDERS).unwrap()));
+    let before =
+        (bytes(&first.bridge("bridge", &["b".into()]).unwrap()), bytes(&first.client("m", ORDERS).unwrap()));
     let second = Pki::open(dir.path()).unwrap();
-    let after = (bytes(&second.bridge("bridge", &["b".into()]).unwrap()), bytes(&second.client("m", ORDERS).unwrap()));
+    let after = (
+        bytes(&second.bridge("bridge", &["b".into()]).unwrap()),
+        bytes(&second.client("m", ORDERS).unwrap()),
+    );
     assert!(before == after);
 }
 

@@ -1,5 +1,7 @@
 //! The object store over real connections.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at what it does not expect")]
+
 use bytes::Bytes;
 use http::header::{
     ACCEPT_RANGES, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, IF_MATCH,
@@ -32,7 +34,8 @@ fn free() -> SocketAddr {
 impl Store {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let running = store::start(StoreConfig { listen: free(), dir: dir.path().join("store") }).await.unwrap();
+        let running =
+            store::start(StoreConfig { listen: free(), dir: dir.path().join("store") }).await.unwrap();
         Self { running, client: Client::builder(TokioExecutor::new()).build_http(), _dir: dir }
     }
 
@@ -48,7 +51,8 @@ impl Store {
         headers: &[(HeaderName, &str)],
         body: impl Into<Bytes>,
     ) -> (Response<()>, Bytes) {
-        let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.running.addr()));
+        let mut request =
+            Request::builder().method(method).uri(format!("http://{}{path}", self.running.addr()));
         for (name, value) in headers {
             request = request.header(name, *value);
         }
@@ -78,7 +82,12 @@ fn pattern(len: usize) -> Bytes {
 #[tokio::test]
 async fn what_is_put_comes_back_with_its_headers() {
     let store = Store::start().await;
-    let headers = [(CONTENT_TYPE, "text/csv"), (CONTENT_ENCODING, "gzip"), (USER, "blue"), (HeaderName::from_static("x-other"), "no")];
+    let headers = [
+        (CONTENT_TYPE, "text/csv"),
+        (CONTENT_ENCODING, "gzip"),
+        (USER, "blue"),
+        (HeaderName::from_static("x-other"), "no"),
+    ];
     let (put, _) = store.ask(Method::PUT, "/a/b%20c", &headers, "hello").await;
     assert_eq!(put.status(), StatusCode::CREATED);
     let (got, body) = store.get("/a/b%20c", &[]).await;
@@ -116,7 +125,10 @@ async fn bodies_of_every_size_over_both_versions() {
 async fn a_chunked_body_is_stored_with_its_length() {
     let store = Store::start().await;
     let client: Client<HttpConnector, _> = Client::builder(TokioExecutor::new()).build_http();
-    let frames = pattern(700_000).chunks(9_973).map(|chunk| Ok::<_, std::io::Error>(http_body::Frame::data(Bytes::copy_from_slice(chunk)))).collect::<Vec<_>>();
+    let frames = pattern(700_000)
+        .chunks(9_973)
+        .map(|chunk| Ok::<_, std::io::Error>(http_body::Frame::data(Bytes::copy_from_slice(chunk))))
+        .collect::<Vec<_>>();
     let body = StreamBody::new(futures_util::stream::iter(frames));
     let request = Request::put(format!("http://{}/chunked", store.running.addr())).body(body).unwrap();
     assert_eq!(client.request(request).await.unwrap().status(), StatusCode::CREATED);
@@ -130,9 +142,12 @@ async fn ranges() {
     let store = Store::start().await;
     let bytes = pattern(1_000_000);
     let etag = header(&store.put("/r", bytes.clone()).await, &ETAG);
-    for (range, first, last) in
-        [("bytes=0-0", 0, 0), ("bytes=999999-", 999_999, 999_999), ("bytes=-300000", 700_000, 999_999), ("bytes=5-900000", 5, 900_000)]
-    {
+    for (range, first, last) in [
+        ("bytes=0-0", 0, 0),
+        ("bytes=999999-", 999_999, 999_999),
+        ("bytes=-300000", 700_000, 999_999),
+        ("bytes=5-900000", 5, 900_000),
+    ] {
         let (got, body) = store.get("/r", &[(RANGE, range), (IF_RANGE, &etag)]).await;
         assert_eq!(got.status(), StatusCode::PARTIAL_CONTENT, "{range}");
         assert_eq!(header(&got, &CONTENT_RANGE), format!("bytes {first}-{last}/1000000"));
@@ -264,7 +279,8 @@ async fn nothing_outside_the_directory_is_reached() {
         let (_, answer) = raw(&store, request.as_bytes(), "never").await;
         assert!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");
     }
-    let (_, answer) = raw(&store, b"GET /%zz HTTP/1.1\r\nhost: s\r\nconnection: close\r\n\r\n", "never").await;
+    let (_, answer) =
+        raw(&store, b"GET /%zz HTTP/1.1\r\nhost: s\r\nconnection: close\r\n\r\n", "never").await;
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
 }
 
@@ -278,7 +294,9 @@ async fn a_second_store_is_refused_and_a_restart_keeps_everything() {
     assert!(matches!(store::start(taken).await, Err(StoreError::Listen { .. })));
 
     let client: Client<HttpConnector, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
-    let put = Request::put(format!("http://{}/k", running.addr())).header(CONTENT_TYPE, "a/b").body(Full::from("kept"));
+    let put = Request::put(format!("http://{}/k", running.addr()))
+        .header(CONTENT_TYPE, "a/b")
+        .body(Full::from("kept"));
     let etag = client.request(put.unwrap()).await.unwrap().headers()[ETAG].clone();
     drop(client);
     running.shutdown().await;

@@ -119,7 +119,9 @@ fn make(pkcs11: &Pkcs11, pin_file: &Path, so_pin_file: &Path) -> Result<(), Fail
 fn module() -> Result<PathBuf, Failure> {
     let found = MODULES.iter().map(PathBuf::from).find(|path| path.exists());
     found.ok_or_else(|| {
-        Failure::Failed(anyhow!("--hsm pkcs11 needs SoftHSM, and it is not installed: apt-get install softhsm2"))
+        Failure::Failed(anyhow!(
+            "--hsm pkcs11 needs SoftHSM, and it is not installed: apt-get install softhsm2"
+        ))
     })
 }
 

@@ -53,7 +53,8 @@ impl Cutter<'_> {
         self.take("wrapped length", 2, |b| format!("{} bytes", be(b)));
         self.take("reserved", 2, |b| if b == [0, 0] { "zero".into() } else { "not zero: refused".into() });
         let wrapped = self.fields.iter().find(|field| field.name == "wrapped length");
-        let wrapped = wrapped.and_then(|field| usize::from_str_radix(&field.hex, 16).ok()).unwrap_or(0).min(64);
+        let wrapped =
+            wrapped.and_then(|field| usize::from_str_radix(&field.hex, 16).ok()).unwrap_or(0).min(64);
         if wrapped > 0 {
             self.take("wrapped DEK", wrapped, |_| "opens in the HSM only".into());
         }
@@ -129,7 +130,9 @@ fn mechanism(byte: u8) -> String {
     match WrapMechanism::from_byte(byte) {
         Some(WrapMechanism::None) => "none: nothing is wrapped here".into(),
         Some(WrapMechanism::AesGcm) => "AES-256-GCM, bound to zone and tenant".into(),
-        Some(WrapMechanism::AesKwp) => "AES key wrap with padding (NIST SP 800-38F), with a context hash inside".into(),
+        Some(WrapMechanism::AesKwp) => {
+            "AES key wrap with padding (NIST SP 800-38F), with a context hash inside".into()
+        }
         None => UNKNOWN.into(),
     }
 }

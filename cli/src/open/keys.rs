@@ -71,7 +71,9 @@ impl Keys {
                 Err(error) => problems.push(format!("{name}: {error}")),
             }
         }
-        Err(anyhow!(problems.join("; "))).with_context(|| format!("opening the DEK under {}", block.kek())).map_err(Failure::Failed)
+        Err(anyhow!(problems.join("; ")))
+            .with_context(|| format!("opening the DEK under {}", block.kek()))
+            .map_err(Failure::Failed)
     }
 }
 
@@ -82,10 +84,9 @@ impl Keys {
 pub fn zone_of<'a>(config: &'a Config, named: Option<&str>) -> Result<&'a ZoneConfig, Failure> {
     let names = || config.zones.iter().map(|zone| zone.name.as_str()).collect::<Vec<_>>().join(", ");
     match (named, config.zones.as_slice()) {
-        (Some(named), zones) => zones
-            .iter()
-            .find(|zone| zone.name == named)
-            .ok_or_else(|| Failure::Usage(format!("the configuration has no zone {named:?}; it has: {}", names()))),
+        (Some(named), zones) => zones.iter().find(|zone| zone.name == named).ok_or_else(|| {
+            Failure::Usage(format!("the configuration has no zone {named:?}; it has: {}", names()))
+        }),
         (None, [zone]) => Ok(zone),
         (None, _) => Err(Failure::Usage(format!("which zone? name one with --zone: {}", names()))),
     }

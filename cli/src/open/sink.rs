@@ -10,7 +10,12 @@ use std::path::{Path, PathBuf};
 pub(super) enum Sink {
     /// Bytes leave before the end is verified; the caller has asked for that with `-`.
     Stdout(Stdout),
-    File { file: File, temporary: PathBuf, target: PathBuf, kept: bool },
+    File {
+        file: File,
+        temporary: PathBuf,
+        target: PathBuf,
+        kept: bool,
+    },
 }
 
 impl Sink {
@@ -67,7 +72,10 @@ impl Drop for Sink {
         if let Self::File { temporary, kept: false, .. } = self
             && let Err(error) = fs::remove_file(&*temporary)
         {
-            eprintln!("keyway: could not remove {}: {error}; it holds unverified plaintext", temporary.display());
+            eprintln!(
+                "keyway: could not remove {}: {error}; it holds unverified plaintext",
+                temporary.display()
+            );
         }
     }
 }

@@ -90,7 +90,12 @@ impl From<Key> for KeyView {
 
 impl From<KeyPlace> for PlaceView {
     fn from(place: KeyPlace) -> Self {
-        Self { backend: place.backend, kind: place.kind, mechanism: place.mechanism, extractable: place.extractable }
+        Self {
+            backend: place.backend,
+            kind: place.kind,
+            mechanism: place.mechanism,
+            extractable: place.extractable,
+        }
     }
 }
 
@@ -117,6 +122,9 @@ mod tests {
         };
         let text = table(&[key], 121_000);
         let line = text.lines().nth(1).unwrap();
-        assert_eq!(line, "payments/default       v2  primary  1 234  hsm-a (pkcs11, aes-gcm)  2m 0s ago  1m 0s ago");
+        assert_eq!(
+            line,
+            "payments/default       v2  primary  1 234  hsm-a (pkcs11, aes-gcm)  2m 0s ago  1m 0s ago"
+        );
     }
 }

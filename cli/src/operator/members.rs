@@ -31,7 +31,13 @@ pub fn run(args: &ListArgs) -> Result<(), Failure> {
     let members = block_on(async {
         let mut session = Session::open(&args.bridge).await?;
         let request = ListRequest { zone: args.zone.clone() };
-        Ok(session.client.list_members(request).await.map_err(refused("listing the members"))?.into_inner().members)
+        Ok(session
+            .client
+            .list_members(request)
+            .await
+            .map_err(refused("listing the members"))?
+            .into_inner()
+            .members)
     })?;
     if args.json {
         return output::json(&members.into_iter().map(MemberView::from).collect::<Vec<_>>());

@@ -74,7 +74,9 @@ impl Profile {
             )),
             _ => Failure::Failed(anyhow!(error).context(format!("reading {}", path.display()))),
         })?;
-        serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display())).map_err(Failure::Config)
+        serde_json::from_slice(&text)
+            .with_context(|| format!("reading {}", path.display()))
+            .map_err(Failure::Config)
     }
 }
 
@@ -87,7 +89,9 @@ pub fn default_data_dir() -> Result<PathBuf, Failure> {
     from("XDG_STATE_HOME")
         .map(|state| state.join("keyway/dev"))
         .or_else(|| from("HOME").map(|home| home.join(".keyway/dev")))
-        .ok_or_else(|| Failure::Usage("neither XDG_STATE_HOME nor HOME is set: name a directory with --data-dir".into()))
+        .ok_or_else(|| {
+            Failure::Usage("neither XDG_STATE_HOME nor HOME is set: name a directory with --data-dir".into())
+        })
 }
 
 #[cfg(test)]

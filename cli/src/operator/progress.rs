@@ -22,7 +22,8 @@ impl Progress {
     pub(super) fn new(quiet: bool) -> Self {
         let bar = (!quiet && io::stdout().is_terminal()).then(|| {
             let bar = ProgressBar::new(0);
-            let style = ProgressStyle::with_template("{spinner} {prefix:>8} [{bar:30}] {pos}/{len}  {wide_msg}");
+            let style =
+                ProgressStyle::with_template("{spinner} {prefix:>8} [{bar:30}] {pos}/{len}  {wide_msg}");
             bar.set_style(style.expect("the template is a constant that parses").progress_chars("=> "));
             bar.enable_steady_tick(TICK);
             bar

@@ -48,7 +48,8 @@ pub fn run(command: &RotateCommand) -> Result<(), Failure> {
             let mut session = Session::open(bridge).await?;
             let (zone, keyring) = which(&mut session, keyring.as_deref()).await?;
             let request = StartRotationRequest { zone, keyring, reason: reason.clone() };
-            let started = session.client.start_rotation(request).await.map_err(refused("starting a rotation"))?;
+            let started =
+                session.client.start_rotation(request).await.map_err(refused("starting a rotation"))?;
             let started = started.into_inner();
             if *watch {
                 return self::watch(&mut session, &started.id, *json).await;
@@ -58,7 +59,12 @@ pub fn run(command: &RotateCommand) -> Result<(), Failure> {
             }
             output::line(&format!(
                 "rotation {} of {}/{} started: v{} to v{}\nfollow it: keyway rotate status {} --watch",
-                started.id, started.zone, started.keyring, started.from_version, started.to_version, started.id
+                started.id,
+                started.zone,
+                started.keyring,
+                started.from_version,
+                started.to_version,
+                started.id
             ))
         }),
         RotateCommand::Status { id, watch, json, bridge } => block_on(async {
@@ -78,7 +84,8 @@ async fn which(session: &mut Session, named: Option<&str>) -> Result<(String, St
         let (zone, name) = parts.ok_or_else(|| Failure::Usage(format!("{named:?} is not ZONE/NAME")))?;
         return Ok((zone.into(), name.into()));
     }
-    let keys = session.client.list_keys(ListRequest::default()).await.map_err(refused("listing the keyrings"))?;
+    let keys =
+        session.client.list_keys(ListRequest::default()).await.map_err(refused("listing the keyrings"))?;
     let mut names: Vec<_> = keys.into_inner().keys.into_iter().map(|key| (key.zone, key.keyring)).collect();
     names.sort();
     names.dedup();
@@ -86,7 +93,9 @@ async fn which(session: &mut Session, named: Option<&str>) -> Result<(String, St
         let names: Vec<_> = names.iter().map(|(zone, name)| format!("{zone}/{name}")).collect();
         return Err(Failure::Usage(format!("which keyring? name one with --keyring: {}", names.join(", "))));
     }
-    names.pop().ok_or_else(|| Failure::Failed(anyhow!("this certificate administers no keyring of that bridge")))
+    names
+        .pop()
+        .ok_or_else(|| Failure::Failed(anyhow!("this certificate administers no keyring of that bridge")))
 }
 
 async fn status(session: &mut Session, id: Option<&str>, json: bool) -> Result<(), Failure> {
@@ -229,7 +238,8 @@ mod tests {
 
     #[test]
     fn only_done_is_success() {
-        let rotation = |phase: &str, ended_ms| Rotation { phase: phase.into(), ended_ms, ..Rotation::default() };
+        let rotation =
+            |phase: &str, ended_ms| Rotation { phase: phase.into(), ended_ms, ..Rotation::default() };
         assert!(!is_ended(&rotation("paused", 0)));
         assert!(is_ended(&rotation("done", 5)));
         assert!(conclude(&rotation("done", 5)).is_ok());
@@ -240,7 +250,13 @@ mod tests {
     #[test]
     fn a_refusal_ends_a_watch_and_a_restart_does_not() {
         assert!(may_come_back(Code::Unavailable));
-        for code in [Code::NotFound, Code::PermissionDenied, Code::Unauthenticated, Code::InvalidArgument, Code::Unimplemented] {
+        for code in [
+            Code::NotFound,
+            Code::PermissionDenied,
+            Code::Unauthenticated,
+            Code::InvalidArgument,
+            Code::Unimplemented,
+        ] {
             assert!(!may_come_back(code), "{code:?}");
         }
     }

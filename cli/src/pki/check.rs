@@ -62,21 +62,27 @@ fn is_issued_by(certificate: &X509Certificate<'_>, issuer: Option<&str>) -> bool
     let Some(issuer) = issuer else { return certificate.verify_signature(None).is_ok() };
     let Ok((_, block)) = parse_x509_pem(issuer.as_bytes()) else { return false };
     let Ok(issuer) = block.parse_x509() else { return false };
-    certificate.issuer() == issuer.subject() && certificate.verify_signature(Some(issuer.public_key())).is_ok()
+    certificate.issuer() == issuer.subject()
+        && certificate.verify_signature(Some(issuer.public_key())).is_ok()
 }
 
 fn has_names(certificate: &X509Certificate<'_>, wanted: &[SanType]) -> bool {
     let Ok(extension) = certificate.subject_alternative_name() else { return false };
     let found = extension.map(|names| names.value.general_names.as_slice()).unwrap_or_default();
-    found.len() == wanted.len() && wanted.iter().all(|wanted| found.iter().any(|found| is_same(wanted, found)))
+    found.len() == wanted.len()
+        && wanted.iter().all(|wanted| found.iter().any(|found| is_same(wanted, found)))
 }
 
 fn is_same(wanted: &SanType, found: &GeneralName<'_>) -> bool {
     match (wanted, found) {
         (SanType::DnsName(wanted), GeneralName::DNSName(found)) => wanted.as_str() == *found,
         (SanType::URI(wanted), GeneralName::URI(found)) => wanted.as_str() == *found,
-        (SanType::IpAddress(IpAddr::V4(wanted)), GeneralName::IPAddress(found)) => wanted.octets()[..] == **found,
-        (SanType::IpAddress(IpAddr::V6(wanted)), GeneralName::IPAddress(found)) => wanted.octets()[..] == **found,
+        (SanType::IpAddress(IpAddr::V4(wanted)), GeneralName::IPAddress(found)) => {
+            wanted.octets()[..] == **found
+        }
+        (SanType::IpAddress(IpAddr::V6(wanted)), GeneralName::IPAddress(found)) => {
+            wanted.octets()[..] == **found
+        }
         _ => false,
     }
 }

@@ -62,7 +62,9 @@ pub(super) enum Selection {
 /// Reads `Range` and `If-Range`. A list of several ranges, another unit or a malformed header is ignored, as
 /// RFC 9110, 14.2 allows: the whole object answers it.
 pub(super) fn select(headers: &HeaderMap, current: Validators<'_>, len: u64) -> Selection {
-    let Some(range) = headers.get(RANGE).and_then(|value| value.to_str().ok()) else { return Selection::Whole };
+    let Some(range) = headers.get(RANGE).and_then(|value| value.to_str().ok()) else {
+        return Selection::Whole;
+    };
     if !if_range_holds(headers, current) {
         return Selection::Whole;
     }
@@ -160,7 +162,9 @@ mod tests {
         assert_eq!(selected("bytes=-0", 10), Selection::Unsatisfiable);
         assert_eq!(selected("bytes=0-", 0), Selection::Unsatisfiable);
         assert_eq!(selected("bytes=-1", 0), Selection::Unsatisfiable);
-        for ignored in ["bytes=5-3", "bytes=0-1,3-4", "lines=0-1", "bytes=+1-2", "bytes=a-b", "bytes=", "bytes=-"] {
+        for ignored in
+            ["bytes=5-3", "bytes=0-1,3-4", "lines=0-1", "bytes=+1-2", "bytes=a-b", "bytes=", "bytes=-"]
+        {
             assert_eq!(selected(ignored, 10), Selection::Whole, "{ignored}");
         }
     }
@@ -207,7 +211,8 @@ mod tests {
 
     #[test]
     fn if_none_match_has_precedence_over_a_date() {
-        let headers = headers(&[(IF_NONE_MATCH, "\"x\""), (IF_MODIFIED_SINCE, "Sun, 09 Sep 2001 01:46:40 GMT")]);
+        let headers =
+            headers(&[(IF_NONE_MATCH, "\"x\""), (IF_MODIFIED_SINCE, "Sun, 09 Sep 2001 01:46:40 GMT")]);
         assert_eq!(evaluate(&headers, Some(current()), true), Verdict::Go);
     }
 }

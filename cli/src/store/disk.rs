@@ -3,11 +3,11 @@
 //! Bytes go to a temporary file, are synced, and get their name by `rename`: a reader sees the old object or the new
 //! one, never half of one, and keeps what it has opened whatever happens to the name.
 
+use super::Durability;
 use super::conditions::{Validators, Verdict};
 use super::digest::{DigestError, Expected};
 use super::meta::{self, Meta};
 use super::path::{ObjectPath, url_path_of};
-use super::Durability;
 use bytes::Bytes;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher as _, RandomState};
@@ -74,7 +74,8 @@ impl Disk {
     pub(super) fn open(root: &Path, durability: Durability) -> io::Result<Self> {
         let temporary = root.join(TEMPORARY);
         make_directory(root)?;
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(root.join(LOCK))?;
+        let lock =
+            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(root.join(LOCK))?;
         lock.try_lock().map_err(|error| match error {
             fs::TryLockError::WouldBlock => {
                 io::Error::new(io::ErrorKind::ResourceBusy, "another store already serves this directory")
@@ -330,7 +331,10 @@ fn make_directory(path: &Path) -> io::Result<()> {
 
 /// Nothing is stored there: also where a directory is missing, or a name is too long to exist.
 fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename)
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename
+    )
 }
 
 fn now_s() -> u64 {

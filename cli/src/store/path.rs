@@ -129,7 +129,17 @@ mod tests {
 
     #[test]
     fn no_path_leaves_the_directory() {
-        for path in ["/../x", "/..", "/a/../../x", "/%2e%2e/x", "/a%2f..%2fb", "/.hidden", "/a%00b", "/..%2f..", "/a\\b"] {
+        for path in [
+            "/../x",
+            "/..",
+            "/a/../../x",
+            "/%2e%2e/x",
+            "/a%2f..%2fb",
+            "/.hidden",
+            "/a%00b",
+            "/..%2f..",
+            "/a\\b",
+        ] {
             let place = ObjectPath::parse(path).unwrap();
             for file in [place.data(), place.meta(), place.children()] {
                 assert!(

@@ -8,7 +8,8 @@ use super::meta::{Meta, kept_headers};
 use super::path::ObjectPath;
 use bytes::Bytes;
 use http::header::{
-    ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, LAST_MODIFIED,
+    ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue,
+    LAST_MODIFIED,
 };
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
@@ -160,12 +161,12 @@ async fn put(disk: Arc<Disk>, path: ObjectPath, request: Request<Incoming>) -> R
     if has_preconditions(&head.headers) && precheck.await?? != Verdict::Go {
         return Err(Refusal::Precondition);
     }
-    let upload = disk.begin(expected);
+    let upload = Box::new(disk.begin(expected));
     let (mut upload, rest) = receive(&disk, upload, body).await?;
     let (meta, is_new) = blocking(move || -> Result<_, CommitError> {
         disk.write(&mut upload, &rest)?;
         tracing::debug!(bytes = upload.written(), "upload complete");
-        disk.commit(&path, upload, kept, |current| conditions::evaluate(&head.headers, current, false))
+        disk.commit(&path, *upload, kept, |current| conditions::evaluate(&head.headers, current, false))
     })
     .await??;
     let mut reply = Response::new(ObjectBody::empty());
@@ -177,12 +178,16 @@ async fn put(disk: Arc<Disk>, path: ObjectPath, request: Request<Incoming>) -> R
 
 /// Takes a body in. One batch is written while the next one is collected; what is left over at the end is given
 /// back, so that a small object needs one hop off the event loop in all.
-async fn receive(disk: &Arc<Disk>, upload: Upload, mut body: Incoming) -> Result<(Upload, Vec<Bytes>), Refusal> {
+async fn receive(
+    disk: &Arc<Disk>,
+    upload: Box<Upload>,
+    mut body: Incoming,
+) -> Result<(Box<Upload>, Vec<Bytes>), Refusal> {
     enum Writer {
-        Idle(Upload),
-        Busy(JoinHandle<io::Result<Upload>>),
+        Idle(Box<Upload>),
+        Busy(JoinHandle<io::Result<Box<Upload>>>),
     }
-    async fn idle(writer: Writer) -> Result<Upload, Refusal> {
+    async fn idle(writer: Writer) -> Result<Box<Upload>, Refusal> {
         match writer {
             Writer::Idle(upload) => Ok(upload),
             Writer::Busy(handle) => Ok(handle.await.map_err(io::Error::other)??),
@@ -213,7 +218,8 @@ async fn receive(disk: &Arc<Disk>, upload: Upload, mut body: Incoming) -> Result
 
 async fn delete(disk: Arc<Disk>, path: ObjectPath, headers: HeaderMap) -> Result<Reply, Refusal> {
     let existed =
-        blocking(move || disk.delete(&path, |current| conditions::evaluate(&headers, current, false))).await??;
+        blocking(move || disk.delete(&path, |current| conditions::evaluate(&headers, current, false)))
+            .await??;
     if !existed {
         return Err(Refusal::NotFound);
     }
