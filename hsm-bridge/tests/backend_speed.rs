@@ -19,6 +19,11 @@ const TIME: Duration = Duration::from_secs(2);
 #[ignore = "a measurement"]
 async fn wraps_and_unwraps_per_second() {
     let hsm = softhsm::softhsm(&["speed"]);
+    let empty = hsm.open("speed").await;
+    let start = Instant::now();
+    empty.health().await.unwrap();
+    println!("SoftHSM, health of an empty token: {:?}", start.elapsed());
+    drop(empty);
     let folder = tempfile::tempdir().unwrap();
     let software = BackendConfig {
         name: "software".to_owned(),
@@ -40,10 +45,17 @@ async fn measure(what: &str, backend: &Arc<dyn KeyBackend>) {
         backend.wrap(kek(1), &dek(1), "payments", "").await.unwrap();
     });
     let wraps = wraps.await;
+    let checks = rate(backend, |backend| async move {
+        backend.health().await.unwrap();
+    });
+    let checks = checks.await;
     let unwraps = rate(backend, move |backend| async move {
         backend.unwrap(&block, "payments", "").await.unwrap();
     });
-    println!("{what}: {wraps} wraps/s (each opened again), {} unwraps/s", unwraps.await);
+    println!(
+        "{what}: {wraps} wraps/s (each opened again), {} unwraps/s, {checks} health checks/s",
+        unwraps.await
+    );
 }
 
 async fn rate<F: Future<Output = ()> + Send>(
