@@ -8,6 +8,8 @@ use super::report::Reporter;
 use super::zone::{LastNack, Zone};
 use super::{TrafficSource, disk};
 use core::convert::Infallible;
+use futures_util::FutureExt;
+use keyway_keycache::Millis;
 use keyway_protocol::signing::VerifyKey;
 use keyway_protocol::tls;
 use keyway_protocol::v1::fleet_client::FleetClient;
@@ -20,6 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tonic::transport::Channel;
 use tracing::{error, info, warn};
 
@@ -127,25 +130,7 @@ async fn session(
 
     let heartbeat_ms = welcome.heartbeat_ms.clamp(*HEARTBEAT_MS.start(), *HEARTBEAT_MS.end());
     let silence = Duration::from_millis(heartbeat_ms) * MISSED_MAX;
-    let stream = Stream { zone, calls, pinned, outgoing };
-    let report_every = zone.config.timing.report_every;
-    let mut reports = tokio::time::interval_at(tokio::time::Instant::now() + report_every, report_every);
-    reports.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut deadline = tokio::time::Instant::now() + silence;
-    loop {
-        tokio::select! {
-            message = incoming.message() => {
-                stream.handle(message?.ok_or(SessionError::Ended)?).await?;
-                // From the end of the work: while a set is applied nothing is read.
-                deadline = tokio::time::Instant::now() + silence;
-            }
-            _ = reports.tick() => {
-                let report = reporter.next(&zone.slots, &zone.cache.use_totals(), traffic());
-                send(&stream.outgoing, member_message::Body::Report(report)).await?;
-            }
-            () = tokio::time::sleep_until(deadline) => return Err(SessionError::Silent),
-        }
-    }
+    Stream { zone, calls, pinned, outgoing }.follow(incoming, silence, traffic, reporter).await
 }
 
 fn calls(zone: &Zone, client: FleetClient<Channel>) -> BridgeCalls {
@@ -198,17 +183,57 @@ struct Stream<'a> {
 }
 
 impl Stream<'_> {
-    async fn handle(&self, message: BridgeMessage) -> Result<(), SessionError> {
+    async fn follow(
+        &self,
+        mut incoming: Streaming<BridgeMessage>,
+        silence: Duration,
+        traffic: &TrafficSource,
+        reporter: &mut Reporter,
+    ) -> Result<Infallible, SessionError> {
+        let zone = self.zone;
+        let every = zone.config.timing.report_every;
+        let mut reports = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+        reports.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut deadline = tokio::time::Instant::now() + silence;
+        // Leases run from when the bridge spoke. What is there as soon as a piece of work ends may have been said at any
+        // time since it began; so that is what counts for it, until nothing is waiting any more.
+        let mut busy_since = Some(zone.cache.now());
+        loop {
+            let message = match incoming.message().now_or_never() {
+                Some(message) => message,
+                None => {
+                    busy_since = None;
+                    tokio::select! {
+                        message = incoming.message() => message,
+                        _ = reports.tick() => {
+                            busy_since = Some(zone.cache.now());
+                            let report = reporter.next(&zone.slots, &zone.cache.use_totals(), traffic());
+                            send(&self.outgoing, member_message::Body::Report(report)).await?;
+                            continue;
+                        }
+                        () = tokio::time::sleep_until(deadline) => return Err(SessionError::Silent),
+                    }
+                }
+            };
+            let heard = *busy_since.get_or_insert_with(|| zone.cache.now());
+            self.handle(message?.ok_or(SessionError::Ended)?, heard).await?;
+            // From the end of the work: while a set is applied nothing is read.
+            deadline = tokio::time::Instant::now() + silence;
+        }
+    }
+
+    /// `heard`: no later than when the bridge said it, but for the time on the network.
+    async fn handle(&self, message: BridgeMessage, heard: Millis) -> Result<(), SessionError> {
         match message.body {
-            Some(bridge_message::Body::KeyringSet(signed)) => self.keyring_set(signed).await,
-            Some(bridge_message::Body::Heartbeat(heartbeat)) => self.heartbeat(heartbeat),
+            Some(bridge_message::Body::KeyringSet(signed)) => self.keyring_set(signed, heard).await,
+            Some(bridge_message::Body::Heartbeat(heartbeat)) => self.heartbeat(heartbeat, heard),
             // A second Welcome says nothing new; a kind of message that this version does not know has no body.
             Some(bridge_message::Body::Welcome(_)) | None => Ok(()),
         }
     }
 
     /// Renews the leases, if it speaks of what we serve from and comes from no deposed leader.
-    fn heartbeat(&self, heartbeat: Heartbeat) -> Result<(), SessionError> {
+    fn heartbeat(&self, heartbeat: Heartbeat, heard: Millis) -> Result<(), SessionError> {
         let ours = self.zone.floor().epoch;
         if heartbeat.epoch < ours {
             return Err(SessionError::Deposed { theirs: heartbeat.epoch, ours });
@@ -216,14 +241,13 @@ impl Stream<'_> {
         if let Some(applied) = self.zone.applied()
             && applied.plan.generation == heartbeat.generation
         {
-            applied.renew(self.zone.cache.now());
+            applied.renew(heard);
             self.zone.status.send_if_modified(|status| std::mem::take(&mut status.from_disk));
         }
         Ok(())
     }
 
-    async fn keyring_set(&self, signed: SignedKeyringSet) -> Result<(), SessionError> {
-        let heard = self.zone.cache.now();
+    async fn keyring_set(&self, signed: SignedKeyringSet, heard: Millis) -> Result<(), SessionError> {
         let set = match self.pinned.verify(&signed) {
             Ok(set) => set,
             Err(error) => {

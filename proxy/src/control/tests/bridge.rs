@@ -84,6 +84,8 @@ pub(super) struct Catalog {
     pub(super) opened: AtomicU64,
     /// What IssueDek answers for these tenants.
     pub(super) refuse_issue: Mutex<HashMap<String, Code>>,
+    /// OpenDek answers only while a permit is there.
+    pub(super) open_gate: tokio::sync::Semaphore,
     rows: Mutex<HashMap<DekId, Row>>,
 }
 
@@ -101,6 +103,7 @@ impl Catalog {
             issued: AtomicU64::new(0),
             opened: AtomicU64::new(0),
             refuse_issue: Mutex::default(),
+            open_gate: tokio::sync::Semaphore::new(1),
             rows: Mutex::default(),
         })
     }
@@ -228,6 +231,7 @@ impl Fleet for Service {
     async fn open_dek(&self, request: Request<OpenDekRequest>) -> Result<Response<DekResponse>, Status> {
         let request = request.into_inner();
         self.catalog.opened.fetch_add(1, Ordering::Relaxed);
+        let _passed = self.catalog.open_gate.acquire().await.unwrap();
         let block = keyway_protocol::dek_transport::parse_key_block(&request.key_block)
             .map_err(|_| Status::invalid_argument("not a block"))?;
         let row = self.catalog.rows.lock().unwrap().get(&block.dek_id()).cloned();

@@ -217,6 +217,25 @@ async fn heartbeats_for_what_is_served_renew_the_leases_and_others_do_not() {
 }
 
 #[tokio::test]
+async fn what_waited_while_a_set_was_applied_renews_from_before_that() {
+    let (pki, catalog) = (Pki::new(), Catalog::new());
+    let mut bridge = Bridge::start(&pki, &catalog).await;
+    let member = Member::applied(&pki, &mut bridge).await;
+    let gate = catalog.open_gate.acquire().await.unwrap();
+    bridge.push(&catalog.set(2, 1, &[1]).0);
+    assert!(matches!(bridge.next().await, member_message::Body::Received(_)));
+    // Said now, read much later: the bridge counts its lease from now.
+    bridge.heartbeat(2);
+    bridge.push(&catalog.set(0, 1, &[1]).0);
+    member.clock.store(9_000_000, Ordering::Relaxed);
+    drop(gate);
+    assert!(matches!(bridge.next().await, member_message::Body::Applied(_)));
+    bridge.nack(0, true).await;
+    let lease = member.cache.snapshot().keyring(SLOT).unwrap().lease.clone();
+    assert_eq!(lease.seal_until(), Millis(1_000_000 + 3_600_000));
+}
+
+#[tokio::test]
 async fn a_bridge_that_goes_away_is_found_again_and_meanwhile_traffic_goes_on() {
     let (pki, catalog) = (Pki::new(), Catalog::new());
     let mut bridge = Bridge::start(&pki, &catalog).await;
