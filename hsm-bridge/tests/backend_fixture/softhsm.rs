@@ -2,6 +2,7 @@
 // Included by path: each test file uses a part, and none exports anything.
 #![allow(dead_code, unreachable_pub)]
 
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use keyway_bridge::backend::{self, BackendConfig, BackendKind, KeyBackend, Pkcs11Config};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -52,6 +53,10 @@ pub fn softhsm(tokens: &[&str]) -> &'static SoftHsm {
                 &["--init-token", "--free", "--label", token, "--pin", PIN, "--so-pin", SO_PIN],
             );
         }
+        // Before any test has another program write to a token: SoftHSM takes a token that is written to at this
+        // moment for broken.
+        let arguments = CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK);
+        Pkcs11::new(&module).unwrap().initialize(arguments).unwrap();
         SoftHsm { folder, module }
     })
 }
@@ -77,8 +82,8 @@ impl SoftHsm {
     }
 
     /// The module beside the backend, in this process: what it is told, the backend's sessions feel.
-    pub fn beside(&self) -> cryptoki::context::Pkcs11 {
-        cryptoki::context::Pkcs11::new(&self.module).unwrap()
+    pub fn beside(&self) -> Pkcs11 {
+        Pkcs11::new(&self.module).unwrap()
     }
 
     pub fn slot(&self, token: &str) -> cryptoki::slot::Slot {

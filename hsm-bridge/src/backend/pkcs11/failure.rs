@@ -14,8 +14,14 @@ pub(super) enum Failure {
     Backend(BackendError),
     /// A call failed; its class says what comes next.
     Call(Error),
-    /// The token that was there is gone, as far as the module knows; the text says what is there.
-    Absent(String),
+    /// The module does not list the token.
+    Absent {
+        /// What it lists instead.
+        text: String,
+        /// Whether some slot could not be read. SoftHSM keeps a token that another process was writing to while the
+        /// module was initialised as broken, until the module is initialised again.
+        unreadable: bool,
+    },
     /// Opening a wrap failed in a way that a hostile blob and a sick HSM share: the canary decides.
     Suspect {
         /// The KEK that the wrap names.
@@ -61,7 +67,7 @@ impl Failure {
     pub(super) fn class(&self) -> Class {
         match self {
             Self::Backend(_) => Class::Caller,
-            Self::Absent(_) => Class::Absent,
+            Self::Absent { .. } => Class::Absent,
             Self::Call(error) => classify(error),
             Self::Suspect { .. } => Class::Ambiguous,
         }
@@ -79,7 +85,7 @@ impl Failure {
     pub(super) fn settle(self) -> BackendError {
         match self {
             Self::Backend(error) => error,
-            Self::Absent(text) => BackendError::Unavailable(text),
+            Self::Absent { text, .. } => BackendError::Unavailable(text),
             Self::Call(error) | Self::Suspect { error, .. } => settle(&error),
         }
     }

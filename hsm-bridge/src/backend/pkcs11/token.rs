@@ -80,9 +80,13 @@ impl Token {
     fn find_slot(&self, context: &Context) -> Result<Slot, Failure> {
         let mut found = Vec::new();
         let mut others = Vec::new();
+        let mut unreadable = false;
         for slot in context.pkcs11.get_slots_with_token()? {
-            // A broken reader next to ours is not our concern.
-            let Ok(info) = context.pkcs11.get_token_info(slot) else { continue };
+            // A broken reader next to ours is not our concern, unless ours is not found.
+            let Ok(info) = context.pkcs11.get_token_info(slot) else {
+                unreadable = true;
+                continue;
+            };
             if !info.token_initialized() {
                 continue;
             }
@@ -94,11 +98,11 @@ impl Token {
         }
         match found.as_slice() {
             [slot] => Ok(*slot),
-            [] => Err(Failure::Absent(format!(
-                "{} has no token labelled {:?}; it has {others:?}",
-                self.module.display(),
-                self.label
-            ))),
+            [] => {
+                let (module, label) = (self.module.display(), &self.label);
+                let text = format!("{module} has no token labelled {label:?}; it has {others:?}");
+                Err(Failure::Absent { text, unreadable })
+            }
             _ => Err(Failure::Backend(BackendError::Config(format!(
                 "{} has {} tokens labelled {:?}; labels have to be unique",
                 self.module.display(),

@@ -166,7 +166,7 @@ fn named(number: u64) -> Advertised {
 fn explain(failure: &Failure) -> String {
     match failure {
         Failure::Backend(error) => error.to_string(),
-        Failure::Absent(text) => text.clone(),
+        Failure::Absent { text, .. } => text.clone(),
         Failure::Call(error) | Failure::Suspect { error, .. } => describe(error),
     }
 }

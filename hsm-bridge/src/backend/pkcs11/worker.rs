@@ -172,8 +172,13 @@ impl Worker {
                 Ok(())
             }
             Class::Module => self.reinitialise(false).map_err(Failure::settle),
-            Class::Absent if self.was_connected => self.reinitialise(true).map_err(|_| failure.settle()),
-            Class::Absent => Err(failure.settle()),
+            Class::Absent => {
+                let may_be_there = matches!(failure, Failure::Absent { unreadable: true, .. });
+                if !(self.was_connected || may_be_there) {
+                    return Err(failure.settle());
+                }
+                self.reinitialise(true).map_err(|_| failure.settle())
+            }
             Class::Ambiguous => self.after_canary(failure),
         }
     }
