@@ -119,6 +119,13 @@ impl Catalog {
         if theirs == self.epoch { Ok(tx) } else { Err(CatalogError::Deposed { ours: self.epoch, theirs }) }
     }
 
+    /// Whether this process still has the lead.
+    pub(crate) async fn check_lead(&self) -> Result<(), CatalogError> {
+        let epoch: i64 = sqlx::query_scalar("SELECT epoch FROM leader").fetch_one(&self.read).await?;
+        let theirs = uint(epoch)?;
+        if theirs == self.epoch { Ok(()) } else { Err(CatalogError::Deposed { ours: self.epoch, theirs }) }
+    }
+
     fn now(&self) -> i64 {
         int(self.clock.now_ms())
     }

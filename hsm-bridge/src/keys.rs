@@ -3,7 +3,6 @@
 use crate::audit::AuditError;
 use crate::catalog::{CatalogError, DekRow, NewDek, NewVersion, NewWrap, Place, Purpose};
 use crate::hsms::{Hsm, HsmError, Hsms};
-use core::fmt::Write as _;
 use keyway_envelope::dek::DEK_LEN;
 use keyway_envelope::{Dek, DekId, KekRef, KeyBlock, WrapMechanism};
 use keyway_protocol::kat;
@@ -205,12 +204,4 @@ fn strength(mechanism: WrapMechanism) -> u8 {
         WrapMechanism::AesKwp => 1,
         WrapMechanism::AesGcm => 2,
     }
-}
-
-/// Lower-case hexadecimal, for records and logs.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string does not fail");
-        text
-    })
 }

@@ -36,3 +36,6 @@ pub use error::{Error, Result};
 pub use hsms::HsmError;
 pub use keys::KeyError;
 pub use server::{Running, start};
+
+#[cfg(test)]
+mod tests;

@@ -241,7 +241,7 @@ pub(super) async fn insert_version(
     now: i64,
 ) -> Result<(), CatalogError> {
     sqlx::query(
-        "INSERT INTO kek_versions (keyring_id, version, state, created_ms, changed_ms) VALUES (?, ?, ?, ?4, ?4)",
+        "INSERT INTO kek_versions (keyring_id, version, state, created_ms, changed_ms) VALUES (?1, ?2, ?3, ?4, ?4)",
     )
     .bind(i64::from(kek.keyring.0))
     .bind(i64::from(kek.version.0))

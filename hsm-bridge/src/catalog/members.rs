@@ -88,7 +88,7 @@ impl Catalog {
     ) -> Result<(), CatalogError> {
         let mut tx = self.begin().await?;
         sqlx::query(
-            "UPDATE members SET applied_generation = ?, applied_digest = ?, applied_ms = ?5, seen_ms = ?5, \
+            "UPDATE members SET applied_generation = ?1, applied_digest = ?2, applied_ms = ?5, seen_ms = ?5, \
                nack_generation = 0, nack = '' WHERE zone_id = ?3 AND service = ?4 AND instance = ?6 \
                AND applied_generation <= ?1",
         )

@@ -97,7 +97,7 @@ impl Catalog {
         self.set_state(&mut tx, kek, KekState::Pending, new.actor, new.reason).await?;
         sqlx::query(
             "INSERT INTO rotations (id, keyring_id, from_version, to_version, actor, reason, started_ms, updated_ms) \
-             VALUES (?, ?, ?, ?, ?, ?, ?7, ?7)",
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7)",
         )
         .bind(new.id)
         .bind(keyring)

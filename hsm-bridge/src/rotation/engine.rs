@@ -102,6 +102,7 @@ impl Engine {
 
     /// One look at everything.
     async fn look(&mut self) -> Result<(), Failed> {
+        self.zone.catalog().check_lead().await?;
         match first_versions(&self.zone).await.map_err(Failed::from) {
             Err(Failed::Step(error)) => warn!(zone = self.zone.name(), %error, "a first key could not be made"),
             outcome => outcome?,

@@ -1,0 +1,225 @@
+use super::*;
+use keyway_envelope::{DekId, KekRef, KekVersion, KeyBlock, KeyringId, WrapMechanism, ZoneId};
+use tempfile::TempDir;
+
+struct Bed {
+    dir: TempDir,
+    catalog: Catalog,
+    kek: KekRef,
+}
+
+fn block(kek: KekRef, id: u8, fill: u8) -> KeyBlock {
+    KeyBlock::inline(kek, DekId([id; 16]), WrapMechanism::AesGcm, &[fill; 60]).unwrap()
+}
+
+fn dek(kek: KekRef, id: u8, purpose: Purpose) -> NewDek {
+    NewDek {
+        id: DekId([id; 16]),
+        keyring: kek.keyring,
+        version: kek.version,
+        service: "spiffe://example.org/orders".into(),
+        tenant: "acme".into(),
+        purpose,
+        wraps: vec![NewWrap { backend: "soft".into(), block: block(kek, id, id) }],
+    }
+}
+
+fn proved(kek: KekRef, id: u8) -> NewVersion {
+    let place = Place {
+        backend: "soft".into(),
+        kind: "software".into(),
+        mechanism: WrapMechanism::AesGcm,
+        extractable: true,
+    };
+    NewVersion {
+        kek,
+        places: vec![place],
+        dek: dek(kek, id, Purpose::KnownAnswer),
+        known_answer: vec![id; 200],
+        answer: [id; 32],
+    }
+}
+
+impl Bed {
+    async fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let catalog = Catalog::open(&dir.path().join("c.db"), Clock::start()).await.unwrap();
+        let spec =
+            ZoneSpec { name: "payments".into(), keyrings: vec!["default".into()], config_digest: [1; 32] };
+        let row = catalog.adopt_zone(&spec).await.unwrap();
+        let kek = KekRef { zone: row.id, keyring: row.keyrings[0], version: KekVersion(1) };
+        catalog.record_first_version(&proved(kek, 1), "me").await.unwrap();
+        Self { dir, catalog, kek }
+    }
+
+    async fn begin(&self) -> RotationRow {
+        let new = NewRotation {
+            id: "R1",
+            zone: self.kek.zone,
+            keyring: self.kek.keyring,
+            actor: "me",
+            reason: "test",
+        };
+        let row = self.catalog.begin_rotation(&new).await.unwrap();
+        self.catalog.record_proof(&proved(row.new(), 2)).await.unwrap();
+        row
+    }
+
+    async fn steps(&self, row: &RotationRow, steps: &[Step]) {
+        for step in steps {
+            self.catalog.step(row, *step).await.unwrap();
+        }
+    }
+
+    async fn states(&self) -> Vec<KekState> {
+        let rows = self.catalog.versions(self.kek.zone).await.unwrap();
+        rows.into_iter().map(|row| row.state).collect()
+    }
+}
+
+#[tokio::test]
+async fn numbers_are_given_once() {
+    let bed = Bed::new().await;
+    let spec = |name: &str, keyrings: &[&str], digest| ZoneSpec {
+        name: name.into(),
+        keyrings: keyrings.iter().map(ToString::to_string).collect(),
+        config_digest: [digest; 32],
+    };
+    let generation = bed.catalog.snapshot(ZoneId(1)).await.unwrap().generation;
+    let other = bed.catalog.adopt_zone(&spec("other", &["default"], 1)).await.unwrap();
+    assert_eq!((other.id, other.keyrings), (ZoneId(2), vec![KeyringId(2)]));
+    let again = bed.catalog.adopt_zone(&spec("payments", &["new", "default"], 1)).await.unwrap();
+    assert_eq!((again.id, again.keyrings), (ZoneId(1), vec![KeyringId(3), KeyringId(1)]));
+    assert_eq!(bed.catalog.snapshot(ZoneId(1)).await.unwrap().generation, generation);
+    bed.catalog.adopt_zone(&spec("payments", &["default"], 2)).await.unwrap();
+    assert_eq!(bed.catalog.snapshot(ZoneId(1)).await.unwrap().generation, generation + 1);
+}
+
+#[tokio::test]
+async fn a_deposed_leader_writes_nothing() {
+    let bed = Bed::new().await;
+    let newer = Catalog::open(&bed.dir.path().join("c.db"), Clock::start()).await.unwrap();
+    assert_eq!(newer.epoch(), bed.catalog.epoch() + 1);
+    let refused = bed.catalog.record_dek(&dek(bed.kek, 9, Purpose::Data), None).await;
+    assert!(matches!(refused, Err(CatalogError::Deposed { .. })));
+    assert!(newer.dek(DekId([9; 16])).await.unwrap().is_none());
+    newer.record_dek(&dek(bed.kek, 9, Purpose::Data), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_open_rotation_per_keyring() {
+    let bed = Bed::new().await;
+    bed.begin().await;
+    let new =
+        NewRotation { id: "R2", zone: bed.kek.zone, keyring: bed.kek.keyring, actor: "me", reason: "again" };
+    let refused = bed.catalog.begin_rotation(&new).await;
+    assert!(matches!(refused, Err(CatalogError::RotationOpen { id }) if id == "R1"));
+}
+
+#[tokio::test]
+async fn steps_are_taken_once_and_in_order() {
+    let bed = Bed::new().await;
+    let row = bed.begin().await;
+    let order =
+        [Step::Accept, Step::Promote, Step::BeginDrain, Step::CloseBarrier, Step::Retire, Step::Finish];
+    for (index, step) in order.iter().enumerate() {
+        for wrong in order.iter().skip(index + 1) {
+            let before = bed.states().await;
+            assert!(bed.catalog.step(&row, *wrong).await.is_err(), "{wrong:?} before {step:?}");
+            assert_eq!(bed.states().await, before, "a refused step changes nothing");
+        }
+        let generation = bed.catalog.snapshot(bed.kek.zone).await.unwrap().generation;
+        bed.catalog.step(&row, *step).await.unwrap();
+        assert!(bed.catalog.snapshot(bed.kek.zone).await.unwrap().generation >= generation);
+        assert!(bed.catalog.step(&row, *step).await.is_err(), "{step:?} twice");
+    }
+    assert_eq!(bed.states().await, [KekState::Retired, KekState::Primary]);
+}
+
+#[tokio::test]
+async fn the_write_barrier_closes_the_old_version() {
+    let bed = Bed::new().await;
+    let row = bed.begin().await;
+    let new = row.new();
+    let try_both = async |id: u8| {
+        let mut outcome = Vec::new();
+        for (kek, id) in [(bed.kek, id), (new, id + 1)] {
+            outcome.push(bed.catalog.record_dek(&dek(kek, id, Purpose::Data), None).await.is_ok());
+        }
+        outcome
+    };
+    assert_eq!(try_both(10).await, [true, false], "generate");
+    bed.steps(&row, &[Step::Accept]).await;
+    assert_eq!(try_both(20).await, [true, false], "accept");
+    bed.steps(&row, &[Step::Promote]).await;
+    assert_eq!(try_both(30).await, [true, true], "promote: members go over one by one");
+    bed.steps(&row, &[Step::BeginDrain]).await;
+    assert_eq!(try_both(40).await, [true, true], "drain");
+    bed.steps(&row, &[Step::CloseBarrier]).await;
+    assert_eq!(try_both(50).await, [false, true], "behind the barrier");
+}
+
+#[tokio::test]
+async fn nothing_is_retired_while_a_dek_needs_it() {
+    let bed = Bed::new().await;
+    bed.catalog.record_dek(&dek(bed.kek, 9, Purpose::Data), None).await.unwrap();
+    let row = bed.begin().await;
+    bed.steps(&row, &[Step::Accept, Step::Promote, Step::BeginDrain, Step::CloseBarrier]).await;
+    assert_eq!(bed.catalog.count_live(row.keyring, row.from).await.unwrap(), 1);
+    assert!(bed.catalog.step(&row, Step::Retire).await.is_err());
+    assert_eq!(bed.states().await[0], KekState::Accepted);
+
+    let new = NewWrap { backend: "soft".into(), block: block(row.new(), 9, 77) };
+    let batch = [Rewrapped { id: DekId([9; 16]), wraps: vec![new.clone()] }];
+    let done = bed.catalog.rewrap(&row.id, (row.from, row.to), &batch).await.unwrap();
+    assert_eq!(done, 1);
+    // Compare and swap: a second time there is nothing to swap.
+    assert_eq!(bed.catalog.rewrap(&row.id, (row.from, row.to), &batch).await.unwrap(), 0);
+    let dek = bed.catalog.dek(DekId([9; 16])).await.unwrap().unwrap();
+    assert_eq!((dek.live_version, dek.wraps.len()), (row.to, 1));
+    assert_eq!(dek.wraps[0].block, new.block);
+    bed.catalog.step(&row, Step::Retire).await.unwrap();
+
+    // The bytes are gone, the digest stays: an old envelope's block is still known, another one is not.
+    assert!(bed.catalog.knows_block(&block(bed.kek, 9, 9)).await.unwrap());
+    assert!(!bed.catalog.knows_block(&block(bed.kek, 9, 10)).await.unwrap());
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM wraps WHERE version = 1 AND block IS NOT NULL")
+        .fetch_one(&bed.catalog.read)
+        .await
+        .unwrap();
+    assert_eq!(left, 0);
+    let proof = bed.catalog.dek(DekId([1; 16])).await.unwrap().unwrap();
+    assert!(!proof.live, "the known answer goes with its version");
+}
+
+#[tokio::test]
+async fn a_member_counts_with_the_less_that_it_holds() {
+    let bed = Bed::new().await;
+    let zone = bed.kek.zone;
+    let key = MemberKey { service: "spiffe://example.org/orders".into(), instance: "a".into() };
+    let hello = |generation, lease_end_ms| MemberRow {
+        key: key.clone(),
+        version: "1".into(),
+        key_exchange: "X25519MLKEM768".into(),
+        applied_generation: generation,
+        applied_digest: Vec::new(),
+        applied_ms: 0,
+        seen_ms: 5,
+        lease_end_ms,
+        nack: None,
+    };
+    let row = bed.catalog.member_attached(zone, &hello(4, 100)).await.unwrap();
+    assert_eq!(row.applied_generation, 0, "what a newcomer claims to hold is not known");
+    bed.catalog.member_applied(zone, &key, 3, &[1]).await.unwrap();
+    bed.catalog.member_refused(zone, &key, 4, "KNOWN_ANSWER: no").await.unwrap();
+    let row = bed.catalog.members(zone).await.unwrap().remove(0);
+    assert_eq!((row.applied_generation, row.nack), (3, Some((4, "KNOWN_ANSWER: no".into()))));
+    let row = bed.catalog.member_attached(zone, &hello(9, 50)).await.unwrap();
+    assert_eq!((row.applied_generation, row.lease_end_ms, row.nack), (3, 100, None));
+    // Its disk was wiped.
+    let row = bed.catalog.member_attached(zone, &hello(0, 200)).await.unwrap();
+    assert_eq!((row.applied_generation, row.lease_end_ms), (0, 200));
+    bed.catalog.member_applied(zone, &key, 5, &[2]).await.unwrap();
+    bed.catalog.member_applied(zone, &key, 4, &[3]).await.unwrap();
+    assert_eq!(bed.catalog.members(zone).await.unwrap()[0].applied_generation, 5, "never down");
+}

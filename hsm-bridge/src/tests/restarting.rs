@@ -1,0 +1,135 @@
+//! The bridge dies at every point at which it can die, and the next one goes on.
+
+use super::bed::{Bed, LONG, ORDERS, REPORTS};
+use super::member::{Behaviour, Held, Member};
+use crate::hooks::Hooks;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tonic::Code;
+
+async fn two_members(bed: &Bed, addr: SocketAddr, held: [Held; 2]) -> [Member; 2] {
+    let [first, second] = held;
+    let attach = |service, held| Member::attach(bed, addr, service, "a", Behaviour::Apply, held);
+    [attach(ORDERS, first).await.unwrap(), attach(REPORTS, second).await.unwrap()]
+}
+
+/// Runs a rotation whose bridge dies before the effect of `action`, and ends it with another bridge.
+async fn dies_before(action: &'static str) {
+    let bed = Bed::new();
+    let died = Arc::new(AtomicBool::new(false));
+    let dying = died.clone();
+    let hooks = Hooks::crash_before(move |now| now == action && !dying.swap(true, Ordering::SeqCst));
+    let bridge = bed.start_with(hooks).await;
+    let mut members = two_members(&bed, bridge.grpc_addr(), Default::default()).await;
+    for member in &mut members {
+        member.until(|held| held.generation > 0).await;
+    }
+    let (dek, issued) = members[0].calls.issue("acme", 1).await.unwrap();
+    let rotation = bed.operator(bridge.grpc_addr()).await.rotate().await;
+    let stopped = tokio::time::timeout(LONG, bridge.stopped()).await.expect("the bridge does not die");
+    assert!(stopped.is_err(), "{action}");
+    let held = [members[0].held(), members[1].held()];
+    drop((bridge, members));
+
+    let bridge = bed.start().await;
+    let mut members = two_members(&bed, bridge.grpc_addr(), held).await;
+    let mut ops = bed.operator(bridge.grpc_addr()).await;
+    ops.until_done(&rotation.id).await;
+    for member in &mut members {
+        let held = member.until(|held| held.generation > 0 && held.accepted() == [2]).await;
+        assert_eq!(held.primary(), 2, "{action}");
+        assert_eq!(member.calls.open(&issued.key_block).await.unwrap().0.expose(), dek.expose(), "{action}");
+    }
+    assert_eq!(ops.versions().await, [(1, "retired".into(), 0), (2, "primary".into(), 1)], "{action}");
+    let attempts = bed.audit().iter().filter(|record| record.action == action).count();
+    assert_eq!(attempts, 2, "{action}: announced once before the crash, once after it");
+    bridge.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_crash_between_record_and_effect_is_resumed_in_generate_and_accept() {
+    for action in ["rotation.generate", "rotation.accept"] {
+        dies_before(action).await;
+    }
+}
+
+#[tokio::test]
+async fn a_crash_between_record_and_effect_is_resumed_in_promote_and_rewrap() {
+    for action in ["rotation.promote", "rotation.rewrap"] {
+        dies_before(action).await;
+    }
+}
+
+#[tokio::test]
+async fn a_crash_between_record_and_effect_is_resumed_in_drain() {
+    for action in ["rotation.drain", "rotation.barrier"] {
+        dies_before(action).await;
+    }
+}
+
+#[tokio::test]
+async fn a_crash_between_record_and_effect_is_resumed_in_retire() {
+    for action in ["rotation.retire", "rotation.done"] {
+        dies_before(action).await;
+    }
+}
+
+#[tokio::test]
+async fn a_restart_in_the_middle_of_waiting_is_resumed() {
+    let bed = Bed::new();
+    let bridge = bed.start().await;
+    let mut members = two_members(&bed, bridge.grpc_addr(), Default::default()).await;
+    for member in &mut members {
+        member.until(|held| held.generation > 0).await;
+    }
+    members[1].behave(Behaviour::Hold);
+    let mut ops = bed.operator(bridge.grpc_addr()).await;
+    let rotation = ops.rotate().await;
+    ops.follow(&rotation.id, |now| now.phase == "accept" && now.members_applied == 1).await;
+    let held = [members[0].held(), members[1].held()];
+    bridge.shutdown().await;
+    for member in &mut members {
+        member.until(|held| held.ended.is_some()).await;
+    }
+
+    let bridge = bed.start().await;
+    let mut ops = bed.operator(bridge.grpc_addr()).await;
+    // Nobody is there yet, and nobody's lease has ended: everybody is waited for.
+    let waiting = ops.follow(&rotation.id, |now| now.phase == "accept").await;
+    assert_eq!(waiting[0].members_total, 2);
+    let _members = two_members(&bed, bridge.grpc_addr(), held).await;
+    ops.until_done(&rotation.id).await;
+}
+
+#[tokio::test]
+async fn an_older_bridge_must_not_go_on() {
+    let bed = Bed::new();
+    let old = bed.start().await;
+    let mut member = Member::join(&bed, old.grpc_addr(), ORDERS, "a", Behaviour::Apply).await;
+    member.until(|held| held.generation > 0).await;
+    let new = bed.start().await;
+    let refused = member.calls.issue("", 1).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    let stopped = tokio::time::timeout(LONG, old.stopped()).await.expect("the old bridge goes on");
+    assert!(stopped.unwrap_err().to_string().contains("taken over"));
+    let mut member = Member::join(&bed, new.grpc_addr(), ORDERS, "a", Behaviour::Apply).await;
+    assert_eq!(member.until(|held| held.generation > 0).await.set.epoch, 2);
+    member.calls.issue("", 1).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_changed_configuration_is_a_new_generation() {
+    let mut bed = Bed::new();
+    let bridge = bed.start().await;
+    let mut member = Member::join(&bed, bridge.grpc_addr(), ORDERS, "a", Behaviour::Apply).await;
+    let first = member.until(|held| held.generation > 0).await;
+    drop(member);
+    bridge.shutdown().await;
+    bed.config.zones[0].keyrings[0].limits.soft_messages = 7;
+    let bridge = bed.start().await;
+    let attached = Member::attach(&bed, bridge.grpc_addr(), ORDERS, "a", Behaviour::Apply, first.clone()).await;
+    let now = attached.unwrap().until(|held| held.generation > first.generation).await;
+    assert_eq!(now.set.keyrings[0].dek_soft_messages, 7);
+    assert_eq!((now.primary(), now.set.zone_id), (first.primary(), first.set.zone_id));
+}
