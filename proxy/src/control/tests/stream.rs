@@ -115,6 +115,14 @@ async fn a_version_that_cannot_be_used_is_never_applied() {
     bridge.push(&set);
     assert_eq!(bridge.nack(2, true).await.0, "KNOWN_ANSWER");
 
+    // Opened, but by the wrap of another version: that proves nothing of this one.
+    let (set, _) = catalog.set(2, 1, &[1, 2]);
+    catalog.rewrap_known_answers(1);
+    bridge.push(&set);
+    let (code, reason) = bridge.nack(2, true).await;
+    assert_eq!(code, "KNOWN_ANSWER");
+    assert!(reason.contains("default v2: opened by another key"), "{reason}");
+
     // No DEK under the new primary.
     catalog.refuse_issue.lock().unwrap().insert(String::new(), tonic::Code::FailedPrecondition);
     bridge.push(&catalog.set(2, 2, &[1, 2]).0);
