@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use keyway_bridge::{Config, ConfigError, Error, backend};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -41,6 +41,9 @@ enum Command {
     Serve {
         #[arg(long, env = "KEYWAY_BRIDGE_CONFIG")]
         config: PathBuf,
+        /// Write the addresses as JSON once all is serving: `{"bridge": …, "bridge_admin": …}`.
+        #[arg(long, value_name = "FILE")]
+        ready_file: Option<PathBuf>,
     },
     /// Say whether a configuration can be used, and what it means.
     Check {
@@ -82,10 +85,10 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
-        Command::Serve { config } => {
+        Command::Serve { config, ready_file } => {
             start_logs(arguments.log_format, &arguments.log)?;
             harden::process();
-            serve(Config::load(&config)?)
+            serve(Config::load(&config)?, ready_file.as_deref())
         }
         Command::Check { config } => check(&Config::load(&config)?),
         Command::Schema => {
@@ -96,12 +99,16 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn serve(config: Config) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
         let running = keyway_bridge::start(config).await?;
+        if let Some(path) = ready_file {
+            write_ready(path, &running).with_context(|| format!("writing {}", path.display()))?;
+        }
         let stopped = tokio::select! {
             _ = terminate.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),
@@ -111,6 +118,15 @@ fn serve(config: Config) -> anyhow::Result<ExitCode> {
         stopped?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Written whole, so that whoever waits for the file never reads half of it.
+fn write_ready(path: &Path, running: &keyway_bridge::Running) -> anyhow::Result<()> {
+    let addresses =
+        serde_json::json!({ "bridge": running.grpc_addr(), "bridge_admin": running.admin_addr() });
+    let partial = path.with_extension("partial");
+    std::fs::write(&partial, addresses.to_string())?;
+    Ok(std::fs::rename(partial, path)?)
 }
 
 /// The effective configuration: with it, defaults can be seen.
@@ -136,7 +152,9 @@ fn probe(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
                     healthy = false;
                     if json {
                         let error = error.to_string();
-                        reports.push(serde_json::json!({ "zone": zone.name, "backend": backend.name, "error": error }));
+                        reports.push(
+                            serde_json::json!({ "zone": zone.name, "backend": backend.name, "error": error }),
+                        );
                     } else {
                         print(&format!("zone {}\nbackend {}: {error}", zone.name, backend.name))?;
                     }

@@ -1,8 +1,9 @@
 //! `keyway-proxy`: parses its arguments, starts the proxy, follows signals.
 
+use anyhow::Context;
 use clap::Parser;
 use keyway_proxy::{Config, ConfigError};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -16,6 +17,9 @@ struct Arguments {
     /// Parses and checks the configuration, prints what is in force, and exits: 0 if it is good, 64 if not.
     #[arg(long)]
     check: bool,
+    /// Writes the addresses as JSON once all is listening: `{"listeners": {NAME: …}, "proxy_admin": …}`.
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
     /// Prints the JSON Schema of the configuration and exits.
     #[arg(long)]
     print_schema: bool,
@@ -45,13 +49,13 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into()),
     };
-    match runtime.block_on(serve(path, config)) {
+    match runtime.block_on(serve(path, config, arguments.ready_file)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
 }
 
-async fn serve(path: PathBuf, config: Config) -> anyhow::Result<()> {
+async fn serve(path: PathBuf, config: Config, ready_file: Option<PathBuf>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -60,6 +64,9 @@ async fn serve(path: PathBuf, config: Config) -> anyhow::Result<()> {
         tracing::info!(listener = name, %address, "listening");
     }
     tracing::info!(address = %running.admin_addr(), "admin port");
+    if let Some(file) = ready_file {
+        write_ready(&file, &running).with_context(|| format!("writing {}", file.display()))?;
+    }
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -74,7 +81,16 @@ async fn serve(path: PathBuf, config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn reload(path: &std::path::Path, running: &keyway_proxy::Running) {
+/// Written whole, so that whoever waits for the file never reads half of it.
+fn write_ready(path: &Path, running: &keyway_proxy::Running) -> anyhow::Result<()> {
+    let addresses =
+        serde_json::json!({ "listeners": running.listener_addrs(), "proxy_admin": running.admin_addr() });
+    let partial = path.with_extension("partial");
+    std::fs::write(&partial, addresses.to_string())?;
+    Ok(std::fs::rename(partial, path)?)
+}
+
+fn reload(path: &Path, running: &keyway_proxy::Running) {
     let reloaded = Config::load(path).map_err(anyhow::Error::from).and_then(|config| Ok(running.reload(config)?));
     match reloaded {
         Ok(()) => tracing::info!("configuration reloaded"),
@@ -89,6 +105,6 @@ fn bad_config(error: &ConfigError) -> ExitCode {
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
-    tracing::error!(%error, "cannot go on");
+    tracing::error!("cannot go on: {error:#}");
     ExitCode::FAILURE
 }
