@@ -27,7 +27,7 @@ pub(super) fn text(args: &DevArgs, addresses: &Addresses, hsm_command: Option<&s
     row("data", format!("http://{}", addresses.data));
     match (&addresses.store, &args.upstream) {
         (Some(store), _) => {
-            row("object store", format!("http://{store}   (what is stored, as it is stored)"))
+            row("object store", format!("http://{store}   (what is stored, as it is stored)"));
         }
         (None, Some(upstream)) => row("upstream", upstream.clone()),
         (None, None) => {}
