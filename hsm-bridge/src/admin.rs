@@ -79,7 +79,9 @@ async fn gauges(zone: &Zone) -> Result<(), Failed> {
     let name = zone.name().to_owned();
     let mut states = BTreeMap::from([("connected", 0), ("disconnected", 0), ("expired", 0)]);
     for member in zone.list_members().await? {
-        *states.entry(if member.state == "connected" { "connected" } else { state_label(&member.state) }).or_default() += 1;
+        *states
+            .entry(if member.state == "connected" { "connected" } else { state_label(&member.state) })
+            .or_default() += 1;
     }
     for (state, count) in states {
         metrics.gauge("keyway_members", &[("zone", name.clone()), ("state", state.to_owned())], count);
@@ -114,9 +116,12 @@ async fn zones(State(admin): State<Admin>) -> Json<Value> {
         .iter()
         .map(|zone| {
             let view = zone.view.borrow().clone();
-            let backends = zone.keys.hsms.all().iter().map(|hsm| {
-                json!({ "name": hsm.name(), "kind": hsm.kind(), "up": hsm.is_up() })
-            });
+            let backends = zone
+                .keys
+                .hsms
+                .all()
+                .iter()
+                .map(|hsm| json!({ "name": hsm.name(), "kind": hsm.kind(), "up": hsm.is_up() }));
             let keyrings = zone.keyrings.iter().map(|keyring| {
                 json!({
                     "name": keyring.config.name,

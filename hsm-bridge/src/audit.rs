@@ -89,8 +89,14 @@ impl AuditLog {
     /// Opens the file and reads it through. A last line that a crash has cut is removed: its effect has not taken place.
     pub(crate) fn open(path: &Path, clock: Clock) -> Result<Self, AuditError> {
         let at = |source| AuditError::Io { path: path.to_owned(), source };
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(at)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(at)?;
         let (sequence, len) = read_through(&file, path)?;
         let there = file.metadata().map_err(at)?.len();
         if there > len {
@@ -128,9 +134,7 @@ impl AuditLog {
             inner.lock().unwrap_or_else(PoisonError::into_inner).append(record)
         })
         .await
-        .unwrap_or_else(|error| {
-            Err(AuditError::Io { path: PathBuf::new(), source: io::Error::other(error) })
-        })
+        .unwrap_or_else(|error| Err(AuditError::Io { path: PathBuf::new(), source: io::Error::other(error) }))
     }
 }
 

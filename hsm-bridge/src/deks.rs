@@ -78,7 +78,8 @@ impl Zone {
         let dek = keys::new_dek()?;
         let wraps = self.keys.wrap(kek, &dek, &request.tenant, &places).await?;
         let block = wraps[0].block;
-        let response = self.respond(&dek, &block, version, keyring, &request.tenant, &request.recipient_key)?;
+        let response =
+            self.respond(&dek, &block, version, keyring, &request.tenant, &request.recipient_key)?;
         let record = NewDek {
             id: dek.id(),
             keyring: keyring.id,
@@ -196,13 +197,16 @@ impl Zone {
         quota: &Quota,
     ) -> Result<(Dek, String), DekError> {
         let view = self.view.borrow().clone();
-        let Some(version) = view.keyring(keyring.id).and_then(|view| view.version(block.kek().version)) else {
+        let Some(version) = view.keyring(keyring.id).and_then(|view| view.version(block.kek().version))
+        else {
             return Err(DekError::Unknown);
         };
         quota.admit(service, block, self.shared.clock.now_ms())?;
         let outcome = self.keys.unwrap_block(block, tenant, &version.places).await;
-        if let Err(KeyError::Hsm(HsmError { source: BackendError::Refused | BackendError::NotFound { .. }, .. })) =
-            &outcome
+        if let Err(KeyError::Hsm(HsmError {
+            source: BackendError::Refused | BackendError::NotFound { .. },
+            ..
+        })) = &outcome
         {
             warn!(service, kek = %block.kek(), dek = %block.dek_id(), "a key block does not authenticate");
             quota.refused(block);
@@ -228,8 +232,9 @@ impl Zone {
         recipient_key: &[u8],
     ) -> Result<v1::DekResponse, DekError> {
         let name = &keyring.config.name;
-        let (encapsulated_key, sealed_dek) = seal_dek(recipient_key, dek, block, self.name(), name, tenant)
-            .map_err(|_| DekError::Argument("the recipient's key is not an X25519 public key"))?;
+        let (encapsulated_key, sealed_dek) =
+            seal_dek(recipient_key, dek, block, self.name(), name, tenant)
+                .map_err(|_| DekError::Argument("the recipient's key is not an X25519 public key"))?;
         Ok(v1::DekResponse {
             key_block: block.to_bytes().to_vec(),
             keyring: name.clone(),

@@ -32,7 +32,7 @@ pub(crate) struct FleetService {
     pub(crate) quota: Arc<Quota>,
     /// Streams end when it is cancelled …
     pub(crate) stop: CancellationToken,
-    /// … and are waited for here.
+    /// … and are waited for here, with everything else that is under way.
     pub(crate) streams: TaskTracker,
 }
 
@@ -61,7 +61,7 @@ impl Fleet for FleetService {
         let request = request.into_inner();
         let zone = self.admitted(&peer, &request.zone)?;
         // Detached, so that a caller that hangs up leaves nothing half done.
-        let issued = tokio::spawn(async move { zone.issue(&peer.spiffe_id, &request).await });
+        let issued = self.streams.spawn(async move { zone.issue(&peer.spiffe_id, &request).await });
         Ok(Response::new(issued.await.map_err(ended)??))
     }
 
@@ -70,7 +70,8 @@ impl Fleet for FleetService {
         let request = request.into_inner();
         let zone = self.admitted(&peer, &request.zone)?;
         let quota = self.quota.clone();
-        let opened = tokio::spawn(async move { zone.open_dek(&peer.spiffe_id, &request, &quota).await });
+        let opened =
+            self.streams.spawn(async move { zone.open_dek(&peer.spiffe_id, &request, &quota).await });
         Ok(Response::new(opened.await.map_err(ended)??))
     }
 }
@@ -88,7 +89,11 @@ impl FleetService {
 
 /// Who calls.
 pub(crate) fn peer<T>(request: &Request<T>) -> Result<PeerInfo, Status> {
-    request.extensions().get::<PeerInfo>().cloned().ok_or_else(|| Status::unauthenticated("no client certificate"))
+    request
+        .extensions()
+        .get::<PeerInfo>()
+        .cloned()
+        .ok_or_else(|| Status::unauthenticated("no client certificate"))
 }
 
 async fn hello(inbound: &mut Streaming<MemberMessage>) -> Result<Hello, Status> {

@@ -115,7 +115,9 @@ impl Keys {
         // Those that answer first; one that seems to be away is still better than none.
         for up in [true, false] {
             for wrap in &dek.wraps {
-                let Some(hsm) = self.hsms.named(&wrap.backend).filter(|hsm| hsm.is_up() == up) else { continue };
+                let Some(hsm) = self.hsms.named(&wrap.backend).filter(|hsm| hsm.is_up() == up) else {
+                    continue;
+                };
                 match hsm.unwrap(&wrap.block, &self.zone, &dek.tenant).await {
                     Ok(dek) => return Ok(dek),
                     Err(error) => failure = error.into(),
@@ -159,7 +161,8 @@ impl Keys {
             if strength(wrap.block.mechanism()) < weakest_old {
                 return Err(KeyError::Check("the new wrap's mechanism is weaker than the old one's"));
             }
-            let hsm = self.hsms.named(&wrap.backend).ok_or(KeyError::Check("a key backend has disappeared"))?;
+            let hsm =
+                self.hsms.named(&wrap.backend).ok_or(KeyError::Check("a key backend has disappeared"))?;
             let again = hsm.unwrap(&wrap.block, &self.zone, &dek.tenant).await?;
             if !same(&again, &key) {
                 return Err(KeyError::Check("the new wrap opens to another key"));

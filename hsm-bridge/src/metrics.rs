@@ -25,7 +25,8 @@ impl fmt::Debug for Metrics {
 
 impl Metrics {
     pub(crate) fn new() -> Self {
-        let builder = PrometheusBuilder::new().set_buckets(&BUCKETS).expect("the list of buckets is not empty");
+        let builder =
+            PrometheusBuilder::new().set_buckets(&BUCKETS).expect("the list of buckets is not empty");
         let recorder = builder.build_recorder();
         Self { handle: recorder.handle(), recorder: Arc::new(recorder) }
     }
@@ -79,7 +80,10 @@ impl Metrics {
     /// A gauge whose labels come from the configuration and the catalog, never from a client.
     pub(crate) fn gauge(&self, name: &'static str, labels: &[(&'static str, String)], value: u64) {
         with_local_recorder(&*self.recorder, || {
-            #[allow(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 members or DEKs are far away")]
+            #[allow(
+                clippy::cast_precision_loss,
+                reason = "a gauge is a float; 2^53 members or DEKs are far away"
+            )]
             gauge!(name, labels).set(value as f64);
         });
     }

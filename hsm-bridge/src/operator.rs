@@ -13,6 +13,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
 /// The longest reason that is recorded, in bytes.
@@ -23,20 +24,25 @@ const REASON_MAX: usize = 500;
 pub(crate) struct OperatorService {
     pub(crate) zones: Arc<[Arc<Zone>]>,
     pub(crate) stop: CancellationToken,
+    /// What is under way is waited for at a shutdown.
+    pub(crate) tasks: TaskTracker,
 }
 
 #[tonic::async_trait]
 impl Operator for OperatorService {
     type WatchRotationStream = ReceiverStream<Result<Rotation, Status>>;
 
-    async fn start_rotation(&self, request: Request<StartRotationRequest>) -> Result<Response<Rotation>, Status> {
+    async fn start_rotation(
+        &self,
+        request: Request<StartRotationRequest>,
+    ) -> Result<Response<Rotation>, Status> {
         let operator = peer(&request)?.spiffe_id;
         let request = request.into_inner();
         let zone = self.administered(&operator, &request.zone)?;
         if request.reason.len() > REASON_MAX {
             return Err(Status::invalid_argument("the reason is longer than 500 bytes"));
         }
-        let started = tokio::spawn(async move { start(&zone, &operator, &request).await });
+        let started = self.tasks.spawn(async move { start(&zone, &operator, &request).await });
         let rotation = started.await.map_err(|error| Status::internal(error.to_string()))??;
         Ok(Response::new(rotation))
     }
@@ -53,7 +59,7 @@ impl Operator for OperatorService {
             if let Some(row) = zone.catalog().rotation(&id).await?.filter(|row| row.zone == zone.id) {
                 let first = zone.describe(&row).await?;
                 let (to, stream) = mpsc::channel(16);
-                tokio::spawn(watch(zone.clone(), first, changes, to, self.stop.clone()));
+                self.tasks.spawn(watch(zone.clone(), first, changes, to, self.stop.clone()));
                 return Ok(Response::new(ReceiverStream::new(stream)));
             }
         }
@@ -112,9 +118,9 @@ impl OperatorService {
 }
 
 async fn start(zone: &Zone, operator: &str, request: &StartRotationRequest) -> Result<Rotation, Status> {
-    let keyring = zone
-        .keyring_named(&request.keyring)
-        .ok_or_else(|| Status::not_found(format!("zone {} has no keyring {:?}", zone.name(), request.keyring)))?;
+    let keyring = zone.keyring_named(&request.keyring).ok_or_else(|| {
+        Status::not_found(format!("zone {} has no keyring {:?}", zone.name(), request.keyring))
+    })?;
     let open = zone.catalog().open_rotations(zone.id).await?;
     if let Some(open) = open.iter().find(|rotation| rotation.keyring == keyring.id) {
         return Err(CatalogError::RotationOpen { id: open.id.clone() }.into());

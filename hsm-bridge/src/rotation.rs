@@ -80,7 +80,11 @@ impl Zone {
             detail: format!("version {} is retired, nobody holds it", row.from),
             deks_total: row.deks_total.max(row.deks_rewrapped),
             deks_rewrapped: row.deks_rewrapped,
-            generation: row.retire_generation.or(row.promote_generation).or(row.accept_generation).unwrap_or(0),
+            generation: row
+                .retire_generation
+                .or(row.promote_generation)
+                .or(row.accept_generation)
+                .unwrap_or(0),
             actor: row.actor.clone(),
             reason: row.reason.clone(),
             started_ms: row.started_ms,
@@ -118,7 +122,9 @@ fn detail(seen: &Observed, next: &Next) -> String {
             let more = members.len().saturating_sub(NAMED_MAX);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             let waiting = members.len();
-            format!("waiting for {waiting} of {total} members to apply generation {generation}: {named}{more}")
+            format!(
+                "waiting for {waiting} of {total} members to apply generation {generation}: {named}{more}"
+            )
         }
         Next::Soak => "the new version is primary; it proves itself before the old wraps are replaced".into(),
         Next::Pause(reason) => format!("{} stands: {reason}", phase(seen).name()),

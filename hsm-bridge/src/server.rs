@@ -64,10 +64,7 @@ pub(crate) async fn start_with(config: Config, hooks: Hooks) -> Result<Running> 
         ca: config.tls.client_ca.clone(),
     })?;
     let shared = shared(&config, hooks).await?;
-    shared
-        .audit
-        .record(BRIDGE, "bridge.start", "bridge", json!({ "epoch": shared.catalog.epoch() }))
-        .await?;
+    shared.audit.record(BRIDGE, "bridge.start", "bridge", json!({ "epoch": shared.catalog.epoch() })).await?;
     let mut zones = Vec::with_capacity(config.zones.len());
     for zone in &config.zones {
         zones.push(Arc::new(open_zone(zone.clone(), shared.clone()).await?));
@@ -184,7 +181,8 @@ impl Running {
             stop: self.stop.clone(),
             streams: self.tasks.clone(),
         };
-        let operator = OperatorService { zones: zones.clone(), stop: self.stop.clone() };
+        let operator =
+            OperatorService { zones: zones.clone(), stop: self.stop.clone(), tasks: self.tasks.clone() };
         let server = tonic::transport::Server::builder()
             // A peer that does not answer is gone within two heartbeats: lease ends are computed from that.
             .http2_keepalive_interval(Some(heartbeat))

@@ -10,16 +10,13 @@ use tracing::error;
 
 impl From<DekError> for Status {
     fn from(error: DekError) -> Self {
-        let code = match &error {
+        let code = match error {
             DekError::NotAllowed(_) => Code::PermissionDenied,
             DekError::Argument(_) => Code::InvalidArgument,
             DekError::Unknown => Code::NotFound,
             DekError::NotPrimary(_) => Code::FailedPrecondition,
             DekError::Quota => Code::ResourceExhausted,
-            DekError::Keys(_) => {
-                let DekError::Keys(error) = error else { unreachable!("matched above") };
-                return error.into();
-            }
+            DekError::Keys(error) => return error.into(),
         };
         Self::new(code, error.to_string())
     }
@@ -31,7 +28,10 @@ impl From<KeyError> for Status {
             KeyError::Catalog(error) => error.into(),
             KeyError::Backends { .. } => Self::unavailable(error.to_string()),
             KeyError::Hsm(HsmError { ref source, .. })
-                if matches!(source, BackendError::Timeout | BackendError::Unavailable(_) | BackendError::Pin) =>
+                if matches!(
+                    source,
+                    BackendError::Timeout | BackendError::Unavailable(_) | BackendError::Pin
+                ) =>
             {
                 error!(%error, "a key backend does not answer");
                 Self::unavailable("the key backend does not answer")

@@ -67,7 +67,11 @@ pub(crate) struct Zone {
 
 impl Zone {
     /// Takes a zone of the configuration into the catalog and publishes what its members are to hold.
-    pub(crate) async fn open(config: ZoneConfig, keys: Keys, shared: Arc<Shared>) -> Result<Self, CatalogError> {
+    pub(crate) async fn open(
+        config: ZoneConfig,
+        keys: Keys,
+        shared: Arc<Shared>,
+    ) -> Result<Self, CatalogError> {
         let spec = ZoneSpec {
             name: config.name.clone(),
             keyrings: config.keyrings.iter().map(|keyring| keyring.name.clone()).collect(),

@@ -96,7 +96,11 @@ impl Catalog {
 
     /// Whether a DEK may be issued under a version: it is primary, or it was until the open rotation's promotion,
     /// whose barrier is not closed yet.
-    pub(crate) async fn is_issuable(&self, keyring: KeyringId, version: KekVersion) -> Result<bool, CatalogError> {
+    pub(crate) async fn is_issuable(
+        &self,
+        keyring: KeyringId,
+        version: KekVersion,
+    ) -> Result<bool, CatalogError> {
         issuable(&self.read, keyring, version).await
     }
 
@@ -121,7 +125,11 @@ impl Catalog {
     }
 
     /// How many DEKs a version carries.
-    pub(crate) async fn count_live(&self, keyring: KeyringId, version: KekVersion) -> Result<u64, CatalogError> {
+    pub(crate) async fn count_live(
+        &self,
+        keyring: KeyringId,
+        version: KekVersion,
+    ) -> Result<u64, CatalogError> {
         let count: i64 = sqlx::query_scalar(
             "SELECT count(*) FROM deks \
              WHERE keyring_id = ? AND live_version = ? AND state = 'live' AND purpose = 'data'",
@@ -197,10 +205,12 @@ impl Catalog {
 
     async fn with_wraps(&self, row: &SqliteRow) -> Result<DekRow, CatalogError> {
         let id: Vec<u8> = row.try_get("id")?;
-        let wraps = sqlx::query("SELECT backend, block FROM wraps WHERE dek_id = ? AND state = 'live' ORDER BY backend")
-            .bind(&id)
-            .fetch_all(&self.read)
-            .await?;
+        let wraps = sqlx::query(
+            "SELECT backend, block FROM wraps WHERE dek_id = ? AND state = 'live' ORDER BY backend",
+        )
+        .bind(&id)
+        .fetch_all(&self.read)
+        .await?;
         let id = DekId(id.try_into().map_err(|_| CatalogError::Damaged("a DEK's id has not 16 bytes"))?);
         let wraps = wraps
             .iter()
@@ -210,8 +220,8 @@ impl Catalog {
                     .as_slice()
                     .try_into()
                     .map_err(|_| CatalogError::Damaged("a key block has not 96 bytes"))?;
-                let block =
-                    KeyBlock::parse(bytes).map_err(|_| CatalogError::Damaged("a key block does not parse"))?;
+                let block = KeyBlock::parse(bytes)
+                    .map_err(|_| CatalogError::Damaged("a key block does not parse"))?;
                 Ok(NewWrap { backend: row.try_get("backend")?, block })
             })
             .collect::<Result<Vec<_>, CatalogError>>()?;

@@ -6,8 +6,8 @@ use super::{Catalog, CatalogError, Write, small, uint};
 use core::fmt;
 use core::str::FromStr;
 use keyway_envelope::{KekRef, KekVersion, KeyringId, WrapMechanism, ZoneId};
-use sqlx::{Row, SqliteConnection};
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
 use std::collections::BTreeMap;
 
 /// The states of a KEK version (rotation protocol; NIST SP 800-57 names in the documentation).
@@ -128,7 +128,11 @@ impl Catalog {
     }
 
     /// The first version of a keyring: primary at once, since nobody serves from the keyring yet.
-    pub(crate) async fn record_first_version(&self, new: &NewVersion, actor: &str) -> Result<(), CatalogError> {
+    pub(crate) async fn record_first_version(
+        &self,
+        new: &NewVersion,
+        actor: &str,
+    ) -> Result<(), CatalogError> {
         let mut tx = self.begin().await?;
         insert_version(&mut tx, new.kek, KekState::Pending, self.now()).await?;
         self.prove(&mut tx, new).await?;

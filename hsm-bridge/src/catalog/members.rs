@@ -46,6 +46,21 @@ impl Catalog {
         rows.iter().map(member).collect()
     }
 
+    /// One member, if the zone ever had it.
+    pub(crate) async fn member(
+        &self,
+        zone: ZoneId,
+        key: &MemberKey,
+    ) -> Result<Option<MemberRow>, CatalogError> {
+        let row = sqlx::query("SELECT * FROM members WHERE zone_id = ? AND service = ? AND instance = ?")
+            .bind(i64::from(zone.0))
+            .bind(&key.service)
+            .bind(&key.instance)
+            .fetch_optional(&self.read)
+            .await?;
+        row.as_ref().map(member).transpose()
+    }
+
     /// A member has said hello. From now on it counts, whatever it does, until `lease_end_ms`.
     ///
     /// If it holds less than what is recorded (its disk was wiped), what it holds is what counts.

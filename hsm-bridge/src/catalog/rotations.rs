@@ -58,11 +58,11 @@ pub(crate) enum Step {
 }
 
 impl RotationRow {
-    pub(crate) fn old(&self) -> KekRef {
+    pub(crate) fn old_kek(&self) -> KekRef {
         KekRef { zone: self.zone, keyring: self.keyring, version: self.from }
     }
 
-    pub(crate) fn new(&self) -> KekRef {
+    pub(crate) fn new_kek(&self) -> KekRef {
         KekRef { zone: self.zone, keyring: self.keyring, version: self.to }
     }
 }
@@ -153,7 +153,7 @@ impl Catalog {
         let mut tx = self.begin().await?;
         let actor = rotation.actor.as_str();
         let reason = format!("rotation {}", rotation.id);
-        let (old, new) = (rotation.old(), rotation.new());
+        let (old, new) = (rotation.old_kek(), rotation.new_kek());
         let done = match step {
             Step::Accept => {
                 self.set_state(&mut tx, new, KekState::Accepted, actor, &reason).await?;

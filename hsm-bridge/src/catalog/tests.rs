@@ -61,7 +61,7 @@ impl Bed {
             reason: "test",
         };
         let row = self.catalog.begin_rotation(&new).await.unwrap();
-        self.catalog.record_proof(&proved(row.new(), 2)).await.unwrap();
+        self.catalog.record_proof(&proved(row.new_kek(), 2)).await.unwrap();
         row
     }
 
@@ -140,7 +140,7 @@ async fn steps_are_taken_once_and_in_order() {
 async fn the_write_barrier_closes_the_old_version() {
     let bed = Bed::new().await;
     let row = bed.begin().await;
-    let new = row.new();
+    let new = row.new_kek();
     let try_both = async |id: u8| {
         let mut outcome = Vec::new();
         for (kek, id) in [(bed.kek, id), (new, id + 1)] {
@@ -169,7 +169,7 @@ async fn nothing_is_retired_while_a_dek_needs_it() {
     assert!(bed.catalog.step(&row, Step::Retire).await.is_err());
     assert_eq!(bed.states().await[0], KekState::Accepted);
 
-    let new = NewWrap { backend: "soft".into(), block: block(row.new(), 9, 77) };
+    let new = NewWrap { backend: "soft".into(), block: block(row.new_kek(), 9, 77) };
     let batch = [Rewrapped { id: DekId([9; 16]), wraps: vec![new.clone()] }];
     let done = bed.catalog.rewrap(&row.id, (row.from, row.to), &batch).await.unwrap();
     assert_eq!(done, 1);

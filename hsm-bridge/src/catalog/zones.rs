@@ -24,10 +24,12 @@ impl Catalog {
     /// its members hear of it.
     pub(crate) async fn adopt_zone(&self, spec: &ZoneSpec) -> Result<ZoneRow, CatalogError> {
         let mut tx = self.begin().await?;
-        sqlx::query("INSERT INTO zones (name, generation, config_digest) VALUES (?, 0, x'') ON CONFLICT DO NOTHING")
-            .bind(&spec.name)
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query(
+            "INSERT INTO zones (name, generation, config_digest) VALUES (?, 0, x'') ON CONFLICT DO NOTHING",
+        )
+        .bind(&spec.name)
+        .execute(&mut *tx)
+        .await?;
         sqlx::query(
             "UPDATE zones SET generation = generation + 1, config_digest = ?2 WHERE name = ?1 AND config_digest <> ?2",
         )
@@ -35,8 +37,10 @@ impl Catalog {
         .bind(&spec.config_digest[..])
         .execute(&mut *tx)
         .await?;
-        let id: i64 =
-            sqlx::query_scalar("SELECT id FROM zones WHERE name = ?").bind(&spec.name).fetch_one(&mut *tx).await?;
+        let id: i64 = sqlx::query_scalar("SELECT id FROM zones WHERE name = ?")
+            .bind(&spec.name)
+            .fetch_one(&mut *tx)
+            .await?;
         let mut keyrings = Vec::with_capacity(spec.keyrings.len());
         for name in &spec.keyrings {
             sqlx::query("INSERT INTO keyrings (zone_id, name) VALUES (?, ?) ON CONFLICT DO NOTHING")

@@ -32,8 +32,9 @@ pub(super) mod duration_or_zero {
 
     pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(from)?;
-        humantime::parse_duration(&text)
-            .map_err(|error| D::Error::custom(format!("{text:?} is no duration such as 30d, 4h or 1m: {error}")))
+        humantime::parse_duration(&text).map_err(|error| {
+            D::Error::custom(format!("{text:?} is no duration such as 30d, 4h or 1m: {error}"))
+        })
     }
 }
 
@@ -103,7 +104,8 @@ impl Window {
     /// Whether a moment (milliseconds since the Unix epoch) falls in it.
     #[must_use]
     pub fn contains(self, now_ms: u64) -> bool {
-        let minute = u32::try_from(now_ms / 60_000 % u64::from(DAY_MINUTES)).expect("less than a day's minutes");
+        let minute =
+            u32::try_from(now_ms / 60_000 % u64::from(DAY_MINUTES)).expect("less than a day's minutes");
         if self.from_minute <= self.to_minute {
             (self.from_minute..self.to_minute).contains(&minute)
         } else {

@@ -95,9 +95,14 @@ fn top_level(config: &Config, out: &mut Problems) {
     match config.store_path() {
         Some(path) => out.directory_of("store", &path),
         None if config.store.starts_with("postgres") => {
-            out.add("store", "PostgreSQL is not available in this version; write sqlite:///path/to/bridge.db");
+            out.add(
+                "store",
+                "PostgreSQL is not available in this version; write sqlite:///path/to/bridge.db",
+            );
         }
-        None => out.add("store", format!("{:?} is no store; write sqlite:///path/to/bridge.db", config.store)),
+        None => {
+            out.add("store", format!("{:?} is no store; write sqlite:///path/to/bridge.db", config.store));
+        }
     }
     out.directory_of("audit.file", &config.audit.file);
     if config.listen == config.admin && config.listen.port() != 0 {
@@ -142,7 +147,10 @@ fn check_keyring(keyring: &KeyringConfig, at: &str, heartbeat: Duration, out: &m
     out.name(&format!("{at}.name"), &keyring.name);
     // A lease that one late heartbeat can end would stop a healthy member.
     if keyring.leases.seal < heartbeat * 3 {
-        out.add(&format!("{at}.leases.seal"), format!("must be three heartbeats or more ({heartbeat:?} each)"));
+        out.add(
+            &format!("{at}.leases.seal"),
+            format!("must be three heartbeats or more ({heartbeat:?} each)"),
+        );
     }
     if keyring.leases.open < keyring.leases.seal {
         out.add(&format!("{at}.leases.open"), "must not be shorter than leases.seal");

@@ -5,7 +5,8 @@ use crate::keys;
 use crate::zone::{Connection, View, Zone};
 use keyway_protocol::tls::PeerInfo;
 use keyway_protocol::v1::{
-    Applied, BridgeMessage, Heartbeat, Hello, MemberMessage, Nack, Report, Welcome, bridge_message, member_message,
+    Applied, BridgeMessage, Heartbeat, Hello, MemberMessage, Nack, Report, Welcome, bridge_message,
+    member_message,
 };
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
@@ -31,8 +32,9 @@ pub(super) struct Member {
     zone: Arc<Zone>,
     key: MemberKey,
     connection: Connection,
-    /// What it serves from, as far as it has said so.
-    applied: u64,
+    /// What a heartbeat may renew: the generation that it has applied on this stream, or held when its lease had not
+    /// ended. 0 if neither: a lease that has ended comes back with the current set only.
+    renewable: u64,
     /// It holds the current set already; a heartbeat is enough.
     is_current: bool,
     /// Recorded: until then it may seal.
@@ -80,22 +82,30 @@ impl Member {
     pub(super) async fn admit(zone: Arc<Zone>, peer: &PeerInfo, hello: Hello) -> Result<Self, Status> {
         let printable = hello.instance.bytes().all(|byte| byte.is_ascii_graphic());
         if hello.instance.is_empty() || hello.instance.len() > INSTANCE_MAX || !printable {
-            return Err(Status::invalid_argument("an instance's name is 1 to 128 printable ASCII characters"));
+            return Err(Status::invalid_argument(
+                "an instance's name is 1 to 128 printable ASCII characters",
+            ));
         }
         let view = zone.view.borrow().clone();
         // A member that has heard of a newer leader, or of a newer generation, is right: this bridge stands on an old
         // catalog (invariants 5 and 6).
         if hello.epoch > zone.catalog().epoch() || hello.generation > view.generation {
             warn!(
-                service = peer.spiffe_id, instance = hello.instance, epoch = hello.epoch,
-                generation = hello.generation, ours = view.generation,
+                service = peer.spiffe_id,
+                instance = hello.instance,
+                epoch = hello.epoch,
+                generation = hello.generation,
+                ours = view.generation,
                 "a member has seen a newer bridge; was an old copy of the catalog restored?"
             );
             return Err(Status::failed_precondition("this bridge is older than one that you have seen"));
         }
         let now = zone.shared.clock.now_ms();
         let key = MemberKey { service: peer.spiffe_id.clone(), instance: hello.instance };
-        let _leases = zone.directory.leases.lock().await;
+        let leases = zone.directory.leases.lock().await;
+        // A member whose lease has ended was not waited for: what it holds may be retired by now.
+        let before = zone.catalog().member(zone.id, &key).await?;
+        let unexpired = before.is_some_and(|row| now <= row.lease_end_ms);
         let row = MemberRow {
             key: key.clone(),
             version: hello.version.chars().take(INSTANCE_MAX).collect(),
@@ -113,13 +123,13 @@ impl Member {
             && !hello.digest.is_empty()
             && row.applied_digest == hello.digest;
         let connection = zone.directory.enter(&key);
-        drop(_leases);
+        drop(leases);
         info!(zone = zone.name(), member = %key, generation = hello.generation, "member attached");
         zone.wake.notify_one();
         Ok(Self {
             key,
             connection,
-            applied: row.applied_generation,
+            renewable: if unexpired || is_current { row.applied_generation } else { 0 },
             is_current,
             lease_end_ms: row.lease_end_ms,
             sent: VecDeque::new(),
@@ -166,7 +176,7 @@ impl Member {
         let mut views = self.zone.view.subscribe();
         let view = views.borrow_and_update().clone();
         self.welcome(outbox).await?;
-        if self.is_current && self.applied == view.generation {
+        if self.is_current && self.renewable == view.generation {
             self.heartbeat(outbox).await?;
         } else {
             self.push(outbox, &view).await?;
@@ -230,8 +240,11 @@ impl Member {
             return self.refused(applied.generation, why).await;
         };
         self.zone.shared.metrics.push_acked(sent.at.elapsed());
-        self.zone.catalog().member_applied(self.zone.id, &self.key, applied.generation, &applied.digest).await?;
-        self.applied = self.applied.max(applied.generation);
+        self.zone
+            .catalog()
+            .member_applied(self.zone.id, &self.key, applied.generation, &applied.digest)
+            .await?;
+        self.renewable = self.renewable.max(applied.generation);
         self.retry = None;
         info!(zone = self.zone.name(), member = %self.key, generation = applied.generation, "applied");
         self.zone.wake.notify_one();
@@ -246,7 +259,8 @@ impl Member {
     async fn refused(&mut self, generation: u64, why: &str) -> Result<(), End> {
         warn!(zone = self.zone.name(), member = %self.key, generation, why, "a member refuses a keyring set");
         self.zone.catalog().member_refused(self.zone.id, &self.key, generation, why).await?;
-        let heartbeats = self.retry.as_ref().map_or(1, |retry| (retry.heartbeats * 2).min(RETRY_HEARTBEATS_MAX));
+        let heartbeats =
+            self.retry.as_ref().map_or(1, |retry| (retry.heartbeats * 2).min(RETRY_HEARTBEATS_MAX));
         self.retry = Some(Retry { at: Instant::now() + self.zone.shared.heartbeat * heartbeats, heartbeats });
         self.zone.wake.notify_one();
         Ok(())
@@ -294,7 +308,7 @@ impl Member {
     /// from it and its leases go on.
     async fn heartbeat(&mut self, outbox: &Outbox) -> Result<(), End> {
         self.renew().await?;
-        let heartbeat = Heartbeat { generation: self.applied, epoch: self.zone.catalog().epoch() };
+        let heartbeat = Heartbeat { generation: self.renewable, epoch: self.zone.catalog().epoch() };
         self.send(outbox, bridge_message::Body::Heartbeat(heartbeat)).await
     }
 
@@ -321,7 +335,7 @@ impl Member {
     /// Nothing is sent any more: its lease ends a lease from now, and no later.
     async fn leave(&mut self) {
         let zone = self.zone.clone();
-        let _leases = zone.directory.leases.lock().await;
+        let _held = zone.directory.leases.lock().await;
         if zone.directory.leave(&self.key, &self.connection) {
             let ends = zone.shared.clock.now_ms() + zone.lease_ms();
             if let Err(error) = zone.catalog().member_lease(zone.id, &self.key, ends).await {

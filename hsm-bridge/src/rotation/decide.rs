@@ -263,6 +263,6 @@ fn applied_by(seen: &Observed, generation: Option<u64>, who: Who, then: Action) 
 }
 
 #[cfg(test)]
-// mod model;
+mod model;
 #[cfg(test)]
 mod tests;

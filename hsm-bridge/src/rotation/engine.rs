@@ -95,7 +95,9 @@ impl Engine {
             match self.look().await {
                 Ok(()) => {}
                 Err(Failed::Stop(stop)) => return Err(stop),
-                Err(Failed::Step(error)) => error!(zone = self.zone.name(), %error, "the rotation engine failed"),
+                Err(Failed::Step(error)) => {
+                    error!(zone = self.zone.name(), %error, "the rotation engine failed");
+                }
             }
         }
     }
@@ -104,7 +106,9 @@ impl Engine {
     async fn look(&mut self) -> Result<(), Failed> {
         self.zone.catalog().check_lead().await?;
         match first_versions(&self.zone).await.map_err(Failed::from) {
-            Err(Failed::Step(error)) => warn!(zone = self.zone.name(), %error, "a first key could not be made"),
+            Err(Failed::Step(error)) => {
+                warn!(zone = self.zone.name(), %error, "a first key could not be made");
+            }
             outcome => outcome?,
         }
         self.begin_due().await?;
@@ -188,7 +192,7 @@ impl Engine {
         let backends: Vec<_> = zone.keys.hsms.up().iter().map(|hsm| hsm.name().to_owned()).collect();
         self.announce(row, "rotation.generate", json!({ "rotation": row.id, "backends": backends })).await?;
         let keyring = zone.keyring(row.keyring).ok_or(KeyError::Check("the keyring is not configured"))?;
-        let version = zone.keys.make_version(row.new(), &keyring.config.name).await?;
+        let version = zone.keys.make_version(row.new_kek(), &keyring.config.name).await?;
         zone.catalog().record_proof(&version).await?;
         Ok(())
     }
@@ -207,7 +211,7 @@ impl Engine {
             .find(|kek| kek.keyring == row.keyring && kek.version == row.to)
             .map(|kek| kek.places.into())
             .unwrap_or_default();
-        let (owner, to) = (zone.clone(), row.new());
+        let (owner, to) = (zone.clone(), row.new_kek());
         let batch: Vec<Rewrapped> = stream::iter(deks)
             .map(move |dek| rewrap_one(owner.clone(), dek, to, places.clone()))
             .buffer_unordered(PARALLEL)
@@ -231,7 +235,9 @@ impl Engine {
         let now = zone.shared.clock.now_ms();
         let view = zone.view.borrow().clone();
         for keyring in &zone.keyrings {
-            let (Some(plan), Some(current)) = (&keyring.config.rotate, view.keyring(keyring.id)) else { continue };
+            let (Some(plan), Some(current)) = (&keyring.config.rotate, view.keyring(keyring.id)) else {
+                continue;
+            };
             if !is_due(plan, current.primary_since_ms, now) {
                 continue;
             }
@@ -332,7 +338,8 @@ mod tests {
     #[test]
     fn a_rotation_is_due_after_its_period_and_in_its_window() {
         let day = 24 * 3600 * 1000;
-        let plan = RotateConfig { every: Duration::from_hours(24), window: Some("02:00-04:00".parse().unwrap()) };
+        let plan =
+            RotateConfig { every: Duration::from_hours(24), window: Some("02:00-04:00".parse().unwrap()) };
         let began = 20_000 * day + 3 * 3600 * 1000;
         assert!(!is_due(&plan, began, began + day - 1));
         assert!(is_due(&plan, began, began + day));

@@ -1,11 +1,11 @@
 //! Certificates, configuration, and the operator's side.
 
 use crate::audit::Record;
-use crate::config::{
-    AuditConfig, Config, KeyringConfig, LeaseConfig, LimitConfig, Operation, RotationConfig, ServiceConfig, TlsConfig,
-    ZoneConfig,
-};
 use crate::backend::{BackendConfig, BackendKind, SoftwareConfig};
+use crate::config::{
+    AuditConfig, Config, KeyringConfig, LeaseConfig, LimitConfig, Operation, RotationConfig, ServiceConfig,
+    TlsConfig, ZoneConfig,
+};
 use crate::hooks::Hooks;
 use crate::server::{Running, start_with};
 use keyway_protocol::tls::{TlsFiles, client_config, connect};
@@ -46,7 +46,11 @@ impl Bed {
         let config = Config {
             listen: "127.0.0.1:0".parse().unwrap(),
             admin: "127.0.0.1:0".parse().unwrap(),
-            tls: TlsConfig { cert: path("bridge.crt"), key: path("bridge.key"), client_ca: path("bridge.ca") },
+            tls: TlsConfig {
+                cert: path("bridge.crt"),
+                key: path("bridge.key"),
+                client_ca: path("bridge.ca"),
+            },
             store: format!("sqlite://{}", path("bridge.db").display()),
             audit: AuditConfig { file: path("audit.jsonl") },
             heartbeat: Duration::from_millis(100),
@@ -123,10 +127,8 @@ impl Bed {
 }
 
 fn zone(name: &str, keystore: &std::path::Path, services: &[(&str, &[Operation])]) -> ZoneConfig {
-    let services = services
-        .iter()
-        .map(|(id, ops)| ServiceConfig { id: (*id).to_owned(), ops: ops.to_vec() })
-        .collect();
+    let services =
+        services.iter().map(|(id, ops)| ServiceConfig { id: (*id).to_owned(), ops: ops.to_vec() }).collect();
     ZoneConfig {
         name: name.to_owned(),
         backends: vec![BackendConfig {
@@ -168,7 +170,8 @@ impl Ops {
                 self.client.watch_rotation(RotationRef { id: id.to_owned() }).await.unwrap().into_inner();
             let mut seen = Vec::new();
             loop {
-                let change = changes.message().await.unwrap().expect("the rotation ended before what was waited for");
+                let change =
+                    changes.message().await.unwrap().expect("the rotation ended before what was waited for");
                 seen.push(change.clone());
                 if enough(&change) {
                     return seen;

@@ -2,15 +2,15 @@
 
 use super::bed::{Bed, LONG};
 use keyway_envelope::Dek;
+use keyway_envelope::{KekVersion, KeyringId};
 use keyway_protocol::dek_transport::MemberKey;
 use keyway_protocol::kat::{digest, known_answer_key_block, open_known_answer};
 use keyway_protocol::signing::VerifyKey;
 use keyway_protocol::v1::fleet_client::FleetClient;
 use keyway_protocol::v1::{
-    Applied, BridgeMessage, DekResponse, Hello, IssueDekRequest, KeyringSet, MemberMessage, Nack, OpenDekRequest,
-    Received, SignedKeyringSet, bridge_message::Body, member_message,
+    Applied, BridgeMessage, DekResponse, Hello, IssueDekRequest, KeyringSet, MemberMessage, Nack,
+    OpenDekRequest, Received, SignedKeyringSet, bridge_message::Body, member_message,
 };
-use keyway_envelope::{KekVersion, KeyringId};
 use sha2::{Digest, Sha256};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -98,7 +98,13 @@ impl Calls {
 
 impl Member {
     /// Attaches with nothing in hand.
-    pub(super) async fn join(bed: &Bed, addr: SocketAddr, service: &str, instance: &str, behaviour: Behaviour) -> Self {
+    pub(super) async fn join(
+        bed: &Bed,
+        addr: SocketAddr,
+        service: &str,
+        instance: &str,
+        behaviour: Behaviour,
+    ) -> Self {
         Self::attach(bed, addr, service, instance, behaviour, Held::default()).await.unwrap()
     }
 

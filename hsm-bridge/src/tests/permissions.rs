@@ -82,7 +82,8 @@ async fn only_administrators_of_the_zone_operate() {
     let mut ops = bed.operator_as(bridge.grpc_addr(), OPS).await;
     let everything = ops.list_keys(ListRequest::default()).await.unwrap().into_inner().keys;
     assert!(!everything.is_empty() && everything.iter().all(|key| key.zone == "payments"));
-    let unknown = StartRotationRequest { zone: "payments".into(), keyring: "nope".into(), reason: String::new() };
+    let unknown =
+        StartRotationRequest { zone: "payments".into(), keyring: "nope".into(), reason: String::new() };
     assert_eq!(ops.start_rotation(unknown).await.unwrap_err().code(), Code::NotFound);
     let watched = ops.watch_rotation(RotationRef { id: "nope".into() }).await;
     assert_eq!(watched.unwrap_err().code(), Code::NotFound);

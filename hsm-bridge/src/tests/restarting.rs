@@ -2,6 +2,8 @@
 
 use super::bed::{Bed, LONG, ORDERS, REPORTS};
 use super::member::{Behaviour, Held, Member};
+use crate::catalog::Catalog;
+use crate::clock::Clock;
 use crate::hooks::Hooks;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,7 +32,9 @@ async fn dies_before(action: &'static str) {
     let stopped = tokio::time::timeout(LONG, bridge.stopped()).await.expect("the bridge does not die");
     assert!(stopped.is_err(), "{action}");
     let held = [members[0].held(), members[1].held()];
-    drop((bridge, members));
+    drop(members);
+    // What has died is dead; this gives the keystore's lock back.
+    bridge.shutdown().await;
 
     let bridge = bed.start().await;
     let mut members = two_members(&bed, bridge.grpc_addr(), held).await;
@@ -108,13 +112,21 @@ async fn an_older_bridge_must_not_go_on() {
     let old = bed.start().await;
     let mut member = Member::join(&bed, old.grpc_addr(), ORDERS, "a", Behaviour::Apply).await;
     member.until(|held| held.generation > 0).await;
-    let new = bed.start().await;
+    // Another process takes the lead of the same catalog.
+    let new = Catalog::open(&bed.config.store_path().unwrap(), Clock::start()).await.unwrap();
+    assert_eq!(new.epoch(), 2);
     let refused = member.calls.issue("", 1).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     let stopped = tokio::time::timeout(LONG, old.stopped()).await.expect("the old bridge goes on");
     assert!(stopped.unwrap_err().to_string().contains("taken over"));
-    let mut member = Member::join(&bed, new.grpc_addr(), ORDERS, "a", Behaviour::Apply).await;
-    assert_eq!(member.until(|held| held.generation > 0).await.set.epoch, 2);
+    let held = member.until(|held| held.ended.is_some()).await;
+    assert_eq!(held.set.epoch, 1);
+    old.shutdown().await;
+    let newer = bed.start().await;
+    let mut member =
+        Member::attach(&bed, newer.grpc_addr(), ORDERS, "a", Behaviour::Hold, held).await.unwrap();
+    // What it holds is current still; the epoch that it hears of is the newest.
+    assert_eq!(member.until(|held| held.heartbeats > 0).await.sets, 0);
     member.calls.issue("", 1).await.unwrap();
 }
 
@@ -128,7 +140,8 @@ async fn a_changed_configuration_is_a_new_generation() {
     bridge.shutdown().await;
     bed.config.zones[0].keyrings[0].limits.soft_messages = 7;
     let bridge = bed.start().await;
-    let attached = Member::attach(&bed, bridge.grpc_addr(), ORDERS, "a", Behaviour::Apply, first.clone()).await;
+    let attached =
+        Member::attach(&bed, bridge.grpc_addr(), ORDERS, "a", Behaviour::Apply, first.clone()).await;
     let now = attached.unwrap().until(|held| held.generation > first.generation).await;
     assert_eq!(now.set.keyrings[0].dek_soft_messages, 7);
     assert_eq!((now.primary(), now.set.zone_id), (first.primary(), first.set.zone_id));

@@ -96,7 +96,10 @@ fn audit_is_whole(bed: &Bed) {
     let retire = records.iter().find(|record| record.action == "rotation.retire").unwrap();
     assert_eq!(retire.details["live_wraps"], 0);
     assert_eq!(retire.details["barrier"], true);
-    assert_eq!(records.iter().find(|record| record.action == "rotation.start").unwrap().actor, super::bed::OPS);
+    assert_eq!(
+        records.iter().find(|record| record.action == "rotation.start").unwrap().actor,
+        super::bed::OPS
+    );
 }
 
 #[tokio::test]

@@ -110,7 +110,9 @@ impl View {
         let answers: Vec<kat::Answer> = self
             .keyrings
             .iter()
-            .filter(|view| zone.keyring(view.id).is_some_and(|keyring| keyring.config.rights(service).is_some()))
+            .filter(|view| {
+                zone.keyring(view.id).is_some_and(|keyring| keyring.config.rights(service).is_some())
+            })
             .flat_map(|view| view.versions.iter().map(|version| (view.id, version.version, version.answer)))
             .collect();
         kat::digest(self.generation, &answers)
