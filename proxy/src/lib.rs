@@ -36,7 +36,8 @@ pub use run::{Running, StartError, start};
 pub fn init_process() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("KEYWAY_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     let installed = if std::env::var("KEYWAY_LOG_FORMAT").is_ok_and(|format| format == "json") {
         builder.json().try_init()
     } else {

@@ -41,7 +41,11 @@ impl Telemetry {
                 _ => recorder.describe_gauge(key, unit, text.into()),
             }
         }
-        Self { recorder: Arc::new(recorder), handle }
+        let recorder = Arc::new(recorder);
+        // The bridge client counts through the global recorder, which is this one unless a bridge in the same process
+        // was first.
+        let _ = metrics::set_global_recorder(Arc::clone(&recorder));
+        Self { recorder, handle }
     }
 
     /// The text that Prometheus scrapes.

@@ -44,6 +44,14 @@ impl Answer {
     }
 
     /// # Panics
+    /// Unless it says that an object was stored, new or in place of another.
+    #[must_use]
+    pub fn stored(self) -> Self {
+        assert!(self.status.is_success(), "{} {:?}", self.status, self.headers);
+        self
+    }
+
+    /// # Panics
     /// Unless it is this status, whole.
     #[must_use]
     pub fn expect(self, status: u16) -> Self {

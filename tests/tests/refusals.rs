@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 async fn plaintext_on_a_protected_route() {
     let fleet = Fleet::start(Hsm::Software).await;
     for body in [Vec::new(), b"hello".to_vec(), random(200_000)] {
-        let _ = put(fleet.store(), "/objects/plain", body).await.expect(201);
+        let _ = put(fleet.store(), "/objects/plain", body).await.stored();
         let refused = get(fleet.data(), "/objects/plain").await.expect(502);
         assert_eq!(refused.code(), "plaintext-refused");
         let head = once(fleet.data(), Method::HEAD, "/objects/plain", &[], whole("")).await;
@@ -21,7 +21,7 @@ async fn plaintext_on_a_protected_route() {
         assert_eq!(once(fleet.data(), Method::GET, "/objects/plain", &range, whole("")).await.status, 502);
     }
     // A migrating route passes it, and counts it.
-    let _ = put(fleet.store(), "/old/plain", "from before").await.expect(201);
+    let _ = put(fleet.store(), "/old/plain", "from before").await.stored();
     assert_eq!(get(fleet.data(), "/old/plain").await.expect(200).body, b"from before");
     let metrics = String::from_utf8(get(fleet.admin_of("proxy"), "/metrics").await.expect(200).body).unwrap();
     let count = |line: &str| {
@@ -37,15 +37,15 @@ async fn envelopes_of_another_domain_zone_tenant() {
     let fleet = Fleet::start(Hsm::Software).await;
     let copy = async |from: &str, to: &str, tenant: &str| {
         let sealed = get(fleet.store(), from).await.expect(200).body;
-        let _ = put(fleet.store(), to, sealed).await.expect(201);
+        let _ = put(fleet.store(), to, sealed).await.stored();
         let headers = [("x-tenant", tenant)];
         let answer = once(fleet.data(), Method::GET, to, &headers, whole("")).await;
         (answer.status.as_u16(), answer.code(), answer.body)
     };
-    let _ = put(fleet.data(), "/objects/a", "orders").await.expect(201);
-    let _ = put(fleet.data(), "/foreign/a", "the other zone's").await.expect(201);
+    let _ = put(fleet.data(), "/objects/a", "orders").await.stored();
+    let _ = put(fleet.data(), "/foreign/a", "the other zone's").await.stored();
     let tenant = [("x-tenant", "acme")];
-    let _ = once(fleet.data(), Method::PUT, "/tenants/a", &tenant, whole("acme's")).await.expect(201);
+    let _ = once(fleet.data(), Method::PUT, "/tenants/a", &tenant, whole("acme's")).await.stored();
 
     // Within the domain an object may be copied: the name of an object is not bound.
     assert_eq!(copy("/objects/a", "/objects/b", "-").await, (200, String::new(), b"orders".to_vec()));
@@ -68,12 +68,12 @@ async fn envelopes_of_another_domain_zone_tenant() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_header_byte_flipped() {
     let fleet = Fleet::start(Hsm::Software).await;
-    let _ = put(fleet.data(), "/objects/a", "hello").await.expect(201);
+    let _ = put(fleet.data(), "/objects/a", "hello").await.stored();
     let sealed = get(fleet.store(), "/objects/a").await.expect(200).body;
     for at in 0..sealed.len() {
         let mut changed = sealed.clone();
         changed[at] ^= 1 << (at % 8);
-        let _ = put(fleet.store(), "/objects/changed", changed).await.expect(201);
+        let _ = put(fleet.store(), "/objects/changed", changed).await.stored();
         let answer = get(fleet.data(), "/objects/changed").await;
         assert_eq!(answer.status, 502, "byte {at} was changed, and it opened");
         let code = answer.code();
@@ -99,11 +99,11 @@ async fn segments_cut_swapped_repeated_and_the_empty_last_one_broken() {
     let fleet = Fleet::start(Hsm::Software).await;
     let segments = 40;
     let plain = random(segments * SEGMENT);
-    let _ = put(fleet.data(), "/objects/a", plain.clone()).await.expect(201);
+    let _ = put(fleet.data(), "/objects/a", plain.clone()).await.stored();
     let sealed = get(fleet.store(), "/objects/a").await.expect(200).body;
     assert_eq!(sealed.len(), HEADER + segments * SEALED_SEGMENT + 16);
     let segment = |n: usize| HEADER + n * SEALED_SEGMENT..HEADER + (n + 1) * SEALED_SEGMENT;
-    let store = async |bytes: Vec<u8>| drop(put(fleet.store(), "/objects/broken", bytes).await.expect(201));
+    let store = async |bytes: Vec<u8>| drop(put(fleet.store(), "/objects/broken", bytes).await.stored());
 
     for n in 0..=segments {
         store(sealed[..HEADER + n * SEALED_SEGMENT].to_vec()).await;
@@ -138,7 +138,7 @@ async fn segments_cut_swapped_repeated_and_the_empty_last_one_broken() {
     store(longer).await;
     assert_no_clean_end(&fleet, "bytes added", &plain).await;
     // Two objects spliced.
-    let _ = put(fleet.data(), "/objects/b", random(plain.len())).await.expect(201);
+    let _ = put(fleet.data(), "/objects/b", random(plain.len())).await.stored();
     let mut spliced = get(fleet.store(), "/objects/b").await.expect(200).body;
     spliced[segment(7)].copy_from_slice(&sealed[segment(7)]);
     store(spliced).await;
@@ -149,7 +149,7 @@ async fn segments_cut_swapped_repeated_and_the_empty_last_one_broken() {
 async fn an_upstream_that_breaks_off_or_lies() {
     let mut fleet = Fleet::start(Hsm::Software).await;
     let plain = random(30 * SEGMENT + 5);
-    let _ = put(fleet.data(), "/objects/a", plain.clone()).await.expect(201);
+    let _ = put(fleet.data(), "/objects/a", plain.clone()).await.stored();
     let sealed = get(fleet.store(), "/objects/a").await.expect(200).body;
     let half = &sealed[..sealed.len() / 2];
     let respond = |head: String, body: &[u8]| [head.as_bytes(), body].concat();
@@ -194,7 +194,7 @@ async fn a_pair_of_sidecars_and_plaintext_towards_a_server() {
     fleet.start_proxy_as("client", "orders", &server, "client", ROUTES).await;
     fleet.wait_ready("client").await;
     let body = random(300_000);
-    let _ = put(fleet.data_of("client"), "/objects/pair", body.clone()).await.expect(201);
+    let _ = put(fleet.data_of("client"), "/objects/pair", body.clone()).await.stored();
     assert!(get(fleet.store(), "/objects/pair").await.expect(200).body == body, "the server sidecar opens");
     let between = get(fleet.data_of("server"), "/objects/pair").await.expect(200).body;
     assert_eq!(between[..4], [0xFB, b'K', b'W', b'Y'], "sealed between the two");
