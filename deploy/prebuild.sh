@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the release binaries here and puts them where the images take them from with BINARIES=prebuilt. Wants a C library no
-# newer than the images' (Debian 12: glibc 2.36).
+# Builds the release binaries here and puts them where the images take them from with BINARIES=prebuilt. Wants a C library
+# no newer than the images' (Debian 12: glibc 2.36).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
