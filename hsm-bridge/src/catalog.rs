@@ -21,6 +21,7 @@ pub(crate) use zones::ZoneSpec;
 use crate::clock::Clock;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Sqlite, SqlitePool, Transaction};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 use thiserror::Error;
@@ -83,6 +84,9 @@ type Write = Transaction<'static, Sqlite>;
 impl Catalog {
     /// Opens (or makes) the database, brings its schema up to date, and takes the lead.
     pub(crate) async fn open(path: &Path, clock: Clock) -> Result<Self, CatalogError> {
+        // SQLite gives its side files the mode of this one.
+        let mut private = std::fs::OpenOptions::new();
+        private.append(true).create(true).mode(0o600).open(path).map_err(sqlx::Error::Io)?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)

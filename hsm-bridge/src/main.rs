@@ -5,7 +5,7 @@ mod harden;
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use keyway_bridge::{Config, ConfigError, Error, backend};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -170,7 +170,10 @@ fn probe(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
 
 fn start_logs(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).context("--log")?;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => logs.init(),
         LogFormat::Json => logs.json().init(),
