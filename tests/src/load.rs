@@ -88,7 +88,7 @@ async fn exchange(n: usize, address: SocketAddr, tally: &Tally) -> Result<(), St
         let len = [0, 100, 5_000, 16_384, 70_000][usize::try_from(round % 5).unwrap_or(0)];
         let body = random(len);
         // One path is written in each round, and read by later ones too.
-        let path = format!("/objects/load-{n}-{}", round % 7);
+        let path = format!("/objects/load-{}-{n}-{}", address.port(), round % 7);
         let put = request(Method::PUT, &path, &[], whole(body.clone()));
         let answer = client.send(put).await.map_err(|error| format!("PUT {path}: {error}"))?;
         if !answer.status.is_success() || answer.broken.is_some() {
