@@ -149,13 +149,14 @@ impl KeyCache {
     ///
     /// Bodies in flight keep theirs until they end.
     pub fn publish(&self, keyrings: Vec<(KeyringSlot, Arc<Keyring>)>) {
+        let slots: Vec<KeyringSlot> = keyrings.iter().map(|(slot, _)| *slot).collect();
         let snapshot = self.publisher.publish(|current| current.with(keyrings));
         // In this order: a flight that lands now either sees the new snapshot, or is swept. See tests/loom.rs.
-        self.open.retain(|dek| stays(&snapshot, dek.slot(), dek.kek_version()));
-        self.seal.retain(|(slot, version), _| stays(&snapshot, *slot, *version));
-        self.counters.retain(|(slot, version), counters| {
-            stays(&snapshot, *slot, *version) || Arc::strong_count(counters) > 1
-        });
+        // Only what is published is swept: of other keyrings a set may be in preparation, with DEKs fetched ahead.
+        let keep = |slot, version| !slots.contains(&slot) || stays(&snapshot, slot, version);
+        self.open.retain(|dek| keep(dek.slot(), dek.kek_version()));
+        self.seal.retain(|(slot, version), _| keep(*slot, *version));
+        self.counters.retain(|(slot, version), counters| keep(*slot, *version) || Arc::strong_count(counters) > 1);
     }
 
     /// A DEK to seal with, for `tenant` (empty for none), under the keyring's primary version.
@@ -383,8 +384,8 @@ impl KeyCache {
         let snapshot = self.publisher.load();
         // Before the first publish nothing is accepted, and nothing can be looked up either.
         if snapshot.keyring(dek.slot()).is_ok() && !stays(&snapshot, dek.slot(), dek.kek_version()) {
-            self.open.retain(|cached| stays(&snapshot, cached.slot(), cached.kek_version()));
-            self.seal.retain(|(slot, version), _| stays(&snapshot, *slot, *version));
+            self.open.retain(|cached| cached.dek().id() != dek.dek().id() || cached.kek_version() != dek.kek_version());
+            self.seal.remove(&(dek.slot(), dek.kek_version()));
         }
     }
 }

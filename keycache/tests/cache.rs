@@ -260,6 +260,25 @@ async fn a_flight_that_lands_after_its_version_went_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn what_is_fetched_ahead_outlives_the_publication_of_another_keyring() {
+    const OTHER: KeyringSlot = KeyringSlot(1);
+    let names = ["z/r", "other/r"].map(|name| KeyringName::parse(name).unwrap());
+    let cache = KeyCache::new(names.to_vec(), CacheLimits::default(), || Millis(0));
+    let publish = |slot, keyring| cache.publish(vec![(slot, Arc::new(keyring))]);
+    // Before its own first publication, and before one that will replace its whole accept set.
+    cache.install_seal(SLOT, fetched(1, 1), DekLimits::default());
+    publish(OTHER, keyring(1, &[1], DekLimits::default()));
+    assert!(cache.cached_seal(SLOT, KekVersion(1), "").is_some());
+    publish(SLOT, keyring(1, &[1], DekLimits::default()));
+    cache.install_seal(SLOT, fetched(2, 2), DekLimits::default());
+    publish(OTHER, keyring(2, &[2], DekLimits::default()));
+    assert!(cache.cached_seal(SLOT, KekVersion(2), "").is_some());
+    publish(SLOT, keyring(2, &[2], DekLimits::default()));
+    assert!(cache.cached_seal(SLOT, KekVersion(1), "").is_none());
+    assert!(cache.cached_seal(SLOT, KekVersion(2), "").is_some());
+}
+
+#[tokio::test]
 async fn leases_and_rights_are_checked_before_anything_else() {
     let f = fixture(CacheLimits::default());
     let mut reader_only = keyring(1, &[1], DekLimits::default());
