@@ -156,7 +156,8 @@ impl KeyCache {
         let keep = |slot, version| !slots.contains(&slot) || stays(&snapshot, slot, version);
         self.open.retain(|dek| keep(dek.slot(), dek.kek_version()));
         self.seal.retain(|(slot, version), _| keep(*slot, *version));
-        self.counters.retain(|(slot, version), counters| keep(*slot, *version) || Arc::strong_count(counters) > 1);
+        self.counters
+            .retain(|(slot, version), counters| keep(*slot, *version) || Arc::strong_count(counters) > 1);
     }
 
     /// A DEK to seal with, for `tenant` (empty for none), under the keyring's primary version.
@@ -219,10 +220,7 @@ impl KeyCache {
     /// The control task calls it before it publishes a new primary, so that no request waits for it.
     pub fn install_seal(&self, slot: KeyringSlot, fetched: FetchedDek, limits: DekLimits) -> Arc<CachedDek> {
         let dek = self.cached(slot, fetched, limits);
-        self.seal
-            .entry((slot, dek.kek_version()))
-            .or_default()
-            .insert(dek.tenant().into(), Arc::clone(&dek));
+        self.seal.entry((slot, dek.kek_version())).or_default().insert(dek.tenant().into(), Arc::clone(&dek));
         let now = self.now();
         self.open.insert(Arc::clone(&dek), *dek.key_block(), now, Millis(now.0 + self.limits.ttl_ms));
         self.changed.notify_one();
@@ -241,7 +239,12 @@ impl KeyCache {
 
     /// The DEK at hand to seal with, if there is one.
     #[must_use]
-    pub fn cached_seal(&self, slot: KeyringSlot, version: KekVersion, tenant: &str) -> Option<Arc<CachedDek>> {
+    pub fn cached_seal(
+        &self,
+        slot: KeyringSlot,
+        version: KekVersion,
+        tenant: &str,
+    ) -> Option<Arc<CachedDek>> {
         self.seal.get(&(slot, version))?.get(tenant).map(|dek| Arc::clone(&dek))
     }
 
@@ -384,7 +387,9 @@ impl KeyCache {
         let snapshot = self.publisher.load();
         // Before the first publish nothing is accepted, and nothing can be looked up either.
         if snapshot.keyring(dek.slot()).is_ok() && !stays(&snapshot, dek.slot(), dek.kek_version()) {
-            self.open.retain(|cached| cached.dek().id() != dek.dek().id() || cached.kek_version() != dek.kek_version());
+            self.open.retain(|cached| {
+                cached.dek().id() != dek.dek().id() || cached.kek_version() != dek.kek_version()
+            });
             self.seal.remove(&(dek.slot(), dek.kek_version()));
         }
     }
@@ -392,7 +397,10 @@ impl KeyCache {
 
 impl fmt::Debug for KeyCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyCache").field("names", &self.names).field("entries", &self.entries()).finish_non_exhaustive()
+        f.debug_struct("KeyCache")
+            .field("names", &self.names)
+            .field("entries", &self.entries())
+            .finish_non_exhaustive()
     }
 }
 

@@ -144,7 +144,8 @@ impl CachedDek {
     pub fn begin_seal(&self) -> Result<(), KeyError> {
         let before = self.messages.fetch_add(1, Ordering::Relaxed);
         // >= since this message would be one more than the limit allows.
-        if before >= self.limits.hard_messages || self.bytes.load(Ordering::Relaxed) >= self.limits.hard_bytes {
+        if before >= self.limits.hard_messages || self.bytes.load(Ordering::Relaxed) >= self.limits.hard_bytes
+        {
             self.messages.fetch_sub(1, Ordering::Relaxed);
             return Err(KeyError::LimitReached);
         }

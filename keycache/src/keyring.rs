@@ -225,4 +225,3 @@ impl Snapshot {
 pub fn stays(snapshot: &Snapshot, slot: KeyringSlot, version: KekVersion) -> bool {
     snapshot.keyring(slot).is_ok_and(|keyring| keyring.accepts(version))
 }
-

@@ -1,4 +1,5 @@
 //! The cache against a source that the test drives by hand.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use keyway_envelope::{Dek, DekId, KekRef, KekVersion, KeyBlock, KeyringId, WrapMechanism, ZoneId};
 use keyway_keycache::source::DekFuture;
@@ -312,12 +313,8 @@ async fn the_soft_limit_renews_in_the_background_and_the_hard_limit_refuses() {
         ready(f.seal("")).begin_seal().unwrap();
     }
     assert_eq!(ready(f.seal("")).begin_seal().unwrap_err(), KeyError::LimitReached);
-    let renewal = pending(f.cache.seal(
-        f.cache.snapshot().keyring(SLOT).unwrap(),
-        SLOT,
-        "other",
-        f.cache.now(),
-    ));
+    let renewal =
+        pending(f.cache.seal(f.cache.snapshot().keyring(SLOT).unwrap(), SLOT, "other", f.cache.now()));
     f.source.gate.add_permits(2);
     renewal.wait(LONG).await.unwrap();
     while ready(f.seal("")).dek().id() == first.dek().id() {

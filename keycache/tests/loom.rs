@@ -3,6 +3,7 @@
 //! ```sh
 //! RUSTFLAGS="--cfg loom" cargo test -p keyway-keycache --test loom --release
 //! ```
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(loom)]
 
 use keyway_envelope::{KekVersion, KeyringId, ZoneId};

@@ -74,7 +74,9 @@ fn not_ready(snapshot: &Snapshot, cache: &KeyCache) -> Vec<String> {
         .iter()
         .zip(&snapshot.keyrings)
         .filter(|(_, keyring)| {
-            !keyring.as_ref().is_some_and(|keyring| keyring.lease.open_until().max(keyring.lease.seal_until()) > now)
+            let ends =
+                keyring.as_ref().map(|keyring| keyring.lease.open_until().max(keyring.lease.seal_until()));
+            ends.is_none_or(|end| end <= now)
         })
         .map(|(name, _)| name.to_string())
         .collect()
@@ -86,12 +88,18 @@ async fn metrics(axum::extract::State(state): Shared) -> impl IntoResponse {
     for keyring in snapshot.keyrings.iter().flatten() {
         let name = keyring.name.to_string();
         let labels = [("keyring", name.as_str())];
-        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; generations stay far below 2^52")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a gauge is a float; generations stay far below 2^52"
+        )]
         state.telemetry.gauge("keyway_keyring_generation", &labels).set(keyring.generation as f64);
         let lease = Duration::from_millis(keyring.lease.seal_until().0.saturating_sub(now.0));
         state.telemetry.gauge("keyway_seal_lease_seconds", &labels).set(lease.as_secs_f64());
     }
-    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; the cache is bounded far below 2^52")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a gauge is a float; the cache is bounded far below 2^52"
+    )]
     state.telemetry.gauge("keyway_dek_cache_entries", &[]).set(state.cache.entries() as f64);
     for (slot, version, totals) in state.cache.use_totals() {
         let (keyring, version) = (state.cache.names()[slot.0].to_string(), version.to_string());

@@ -321,7 +321,11 @@ impl Config {
             .map_err(|error| ConfigError::Parse { path: path.to_owned(), message: error.to_string() })?;
         let mut problems = config.apply_env(env);
         problems.extend(config.problems());
-        if problems.is_empty() { Ok(config) } else { Err(ConfigError::Invalid { path: path.to_owned(), problems }) }
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError::Invalid { path: path.to_owned(), problems })
+        }
     }
 
     /// The JSON Schema of the file.

@@ -53,7 +53,12 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 /// Makes a client's request head fit for the upstream: hop headers out, Host and Via in.
 ///
 /// Expect goes too: this proxy answers it itself, by reading the body when the upstream takes it (RFC 9110, 10.1.1).
-pub(crate) fn prepare_request(headers: &mut HeaderMap, uri: &Uri, version: Version, upstream_host: &HeaderValue) {
+pub(crate) fn prepare_request(
+    headers: &mut HeaderMap,
+    uri: &Uri,
+    version: Version,
+    upstream_host: &HeaderValue,
+) {
     strip_hop_by_hop(headers);
     headers.remove(EXPECT);
     if !headers.contains_key(HOST) {
@@ -189,7 +194,10 @@ mod tests {
 
     #[test]
     fn lengths_that_contradict_each_other_are_refused() {
-        assert_eq!(content_length(&map(&[("content-length", "5"), ("content-length", "5")])).unwrap(), Some(5));
+        assert_eq!(
+            content_length(&map(&[("content-length", "5"), ("content-length", "5")])).unwrap(),
+            Some(5)
+        );
         for bad in [&[("content-length", "5"), ("content-length", "6")][..], &[("content-length", "+5")]] {
             assert!(content_length(&map(bad)).is_err());
         }

@@ -22,7 +22,11 @@ impl Keys {
     }
 
     /// A DEK to seal with, under the primary version.
-    pub(crate) async fn seal(&self, protection: &Protection, context: &RequestContext) -> Result<Arc<CachedDek>, KeyError> {
+    pub(crate) async fn seal(
+        &self,
+        protection: &Protection,
+        context: &RequestContext,
+    ) -> Result<Arc<CachedDek>, KeyError> {
         let lookup = look(protection.slot, |keyring| {
             self.cache.seal(keyring, protection.slot, &context.tenant, self.cache.now())
         })?;

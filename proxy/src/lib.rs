@@ -12,8 +12,8 @@
 pub mod admin;
 pub mod body;
 pub mod config;
-pub mod control;
 mod context;
+pub mod control;
 pub mod error;
 mod headers;
 mod keys;
@@ -36,7 +36,9 @@ pub use run::{Running, StartError, start};
 pub fn init_process() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("KEYWAY_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr)
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     let installed = if std::env::var("KEYWAY_LOG_FORMAT").is_ok_and(|format| format == "json") {
         builder.json().try_init()
@@ -47,8 +49,7 @@ pub fn init_process() {
     drop(installed);
     let no_core = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
     let limited = rustix::process::setrlimit(rustix::process::Resource::Core, no_core);
-    let undumpable =
-        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    let undumpable = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     if limited.is_err() || undumpable.is_err() {
         tracing::warn!("core dumps could not be switched off; a crash could write keys to disk");
     }

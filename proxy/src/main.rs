@@ -91,7 +91,8 @@ fn write_ready(path: &Path, running: &keyway_proxy::Running) -> anyhow::Result<(
 }
 
 fn reload(path: &Path, running: &keyway_proxy::Running) {
-    let reloaded = Config::load(path).map_err(anyhow::Error::from).and_then(|config| Ok(running.reload(config)?));
+    let reloaded =
+        Config::load(path).map_err(anyhow::Error::from).and_then(|config| Ok(running.reload(config)?));
     match reloaded {
         Ok(()) => tracing::info!("configuration reloaded"),
         Err(error) => tracing::error!(%error, "configuration not reloaded; the old one stays in force"),

@@ -32,7 +32,8 @@ pub(crate) struct Protection {
 impl Protection {
     /// Whether plaintext passes now.
     pub(crate) fn migrates(&self) -> bool {
-        self.on_plaintext == OnPlaintext::Migrate && self.migrate_until.is_some_and(|end| SystemTime::now() < end)
+        self.on_plaintext == OnPlaintext::Migrate
+            && self.migrate_until.is_some_and(|end| SystemTime::now() < end)
     }
 }
 

@@ -57,6 +57,9 @@ pub enum StartError {
     NeedsRestart(String),
 }
 
+/// What ends the control runtime, and the thread that it lives on.
+type ControlThread = (oneshot::Sender<()>, JoinHandle<()>);
+
 /// A proxy that serves.
 #[derive(Debug)]
 pub struct Running {
@@ -69,7 +72,7 @@ pub struct Running {
     drain: CancellationToken,
     workers: Vec<JoinHandle<()>>,
     /// Ends the control runtime when it is dropped.
-    control_thread: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+    control_thread: Option<ControlThread>,
 }
 
 /// Starts a proxy. When this returns every port is bound; `/readyz` tells when the keyrings are there.
@@ -78,7 +81,9 @@ pub struct Running {
 /// [`StartError`]; nothing is left running then.
 pub async fn start(config: Config) -> Result<Running, StartError> {
     let started = Instant::now();
-    for found in keyway_envelope::aead::select(|| u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))? {
+    for found in
+        keyway_envelope::aead::select(|| u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))?
+    {
         tracing::info!(
             implementation = found.implementation.name(),
             known_answers = found.passes,
@@ -211,7 +216,9 @@ impl Running {
     pub async fn drain(mut self) {
         self.drain.cancel();
         let workers = std::mem::take(&mut self.workers);
-        let _ = tokio::task::spawn_blocking(move || workers.into_iter().for_each(|worker| drop(worker.join()))).await;
+        let _ =
+            tokio::task::spawn_blocking(move || workers.into_iter().for_each(|worker| drop(worker.join())))
+                .await;
         if let Some(control) = self.control.take() {
             control.shutdown().await;
         }
@@ -265,9 +272,12 @@ fn spawn_worker(
 
 /// A runtime for the control task and the admin port, on a thread of its own: this may be called from inside another
 /// runtime, where one can't be dropped.
-fn control_runtime() -> std::io::Result<(tokio::runtime::Handle, (oneshot::Sender<()>, JoinHandle<()>))> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("control").enable_all().build()?;
+fn control_runtime() -> std::io::Result<(tokio::runtime::Handle, ControlThread)> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("control")
+        .enable_all()
+        .build()?;
     let handle = runtime.handle().clone();
     let (stop, stopped) = oneshot::channel();
     let thread = std::thread::Builder::new().name("control-root".to_owned()).spawn(move || {

@@ -72,10 +72,8 @@ pub(crate) fn run_worker(
     listeners: Vec<(Arc<ListenerShared>, std::net::TcpListener)>,
     shared: &WorkerShared,
 ) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .event_interval(EVENT_INTERVAL)
-        .build()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build()?;
     worker::attach(reader);
     runtime.block_on(async {
         let mut accepting = Vec::new();
@@ -145,13 +143,11 @@ async fn serve(
     listener.active.increment(1.0);
     match tls {
         None => serve_http(&listener, stream, shared, watcher).await,
-        Some(TlsSlot(acceptor)) => {
-            match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => serve_http(&listener, stream, shared, watcher).await,
-                Ok(Err(error)) => debug!(listener = listener.name, %error, "TLS handshake failed"),
-                Err(_) => debug!(listener = listener.name, "TLS handshake took too long"),
-            }
-        }
+        Some(TlsSlot(acceptor)) => match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => serve_http(&listener, stream, shared, watcher).await,
+            Ok(Err(error)) => debug!(listener = listener.name, %error, "TLS handshake failed"),
+            Err(_) => debug!(listener = listener.name, "TLS handshake took too long"),
+        },
     }
     listener.active.decrement(1.0);
 }

@@ -9,9 +9,8 @@ static METADATA: Metadata<'static> =
     Metadata::new("keyway_proxy", metrics::Level::INFO, Some("keyway_proxy"));
 
 /// Buckets of durations, in seconds: 100 µs to 60 s.
-const SECONDS: [f64; 16] = [
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0,
-];
+const SECONDS: [f64; 16] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
 
 /// This proxy's registry. Not the process's global one: `keyway dev` runs a bridge beside it.
 #[derive(Clone)]
@@ -37,7 +36,9 @@ impl Telemetry {
             let key = KeyName::from_const_str(name);
             match name {
                 name if name.ends_with("_total") => recorder.describe_counter(key, unit, text.into()),
-                name if name.ends_with("request_seconds") => recorder.describe_histogram(key, unit, text.into()),
+                name if name.ends_with("request_seconds") => {
+                    recorder.describe_histogram(key, unit, text.into());
+                }
                 _ => recorder.describe_gauge(key, unit, text.into()),
             }
         }
@@ -89,7 +90,8 @@ impl Telemetry {
 }
 
 fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
-    let labels: Vec<Label> = labels.iter().map(|(key, value)| Label::new(*key, (*value).to_owned())).collect();
+    let labels: Vec<Label> =
+        labels.iter().map(|(key, value)| Label::new(*key, (*value).to_owned())).collect();
     Key::from_parts(name, labels)
 }
 
@@ -122,7 +124,8 @@ impl RouteMetrics {
     }
 
     fn request_counter(&self, code: u16) -> Counter {
-        let labels = [("listener", self.listener.as_str()), ("route", &self.route), ("code", &code.to_string())];
+        let labels =
+            [("listener", self.listener.as_str()), ("route", &self.route), ("code", &code.to_string())];
         self.telemetry.counter("keyway_requests_total", &labels)
     }
 

@@ -43,7 +43,11 @@ impl Transform {
     ///
     /// # Errors
     /// [`ProxyError`]; nothing has been sent to the client then.
-    pub(crate) async fn call(&self, route: &Route, request: Request<Incoming>) -> Result<Response<ProxyBody>, ProxyError> {
+    pub(crate) async fn call(
+        &self,
+        route: &Route,
+        request: Request<Incoming>,
+    ) -> Result<Response<ProxyBody>, ProxyError> {
         match (&route.mode, self.role) {
             (RouteMode::Pass, _) => self.pass(request).await,
             (RouteMode::Body(protection), Role::Client) => self.client(route, protection, request).await,
@@ -70,7 +74,8 @@ impl Transform {
     fn prepare(&self, parts: &mut http::request::Parts) -> Result<(), ProxyError> {
         headers::prepare_request(&mut parts.headers, &parts.uri, parts.version, self.upstream.host());
         let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-        parts.uri = target.parse().map_err(|_| ProxyError::Unsupported("this request target cannot be forwarded"))?;
+        parts.uri =
+            target.parse().map_err(|_| ProxyError::Unsupported("this request target cannot be forwarded"))?;
         parts.version = http::Version::HTTP_11;
         parts.extensions = http::Extensions::new();
         Ok(())
@@ -103,7 +108,7 @@ impl Transform {
         context: &RequestContext,
         source: &mut Source,
     ) -> Result<Opening, ProxyError> {
-        let from_upstream = source.from_upstream();
+        let from_upstream = source.is_from_upstream();
         let mut first = source.read_at_least(HEADER).await.map_err(|error| ProxyError::from_body(&error))?;
         let header = match Header::parse(&first) {
             Ok(header) if header.profile == Profile::Object => header,
@@ -114,7 +119,9 @@ impl Transform {
         let dek = match self.keys.open(protection, context, &header.key_block).await {
             Ok(dek) => dek,
             // To a peer, a block that was refused and a body that does not open are one and the same.
-            Err(KeyError::Refused) => return Err(ProxyError::OpenFailed { reason: "key_block", from_upstream }),
+            Err(KeyError::Refused) => {
+                return Err(ProxyError::OpenFailed { reason: "key_block", from_upstream });
+            }
             Err(error) => return Err(error.into()),
         };
         let keys = dek.dek().derive(&header.salt, &context.digest);

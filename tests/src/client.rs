@@ -56,7 +56,13 @@ impl Answer {
     #[must_use]
     pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.broken, None, "broken off; {} {:?}", self.status, self.headers);
-        assert_eq!(self.status.as_u16(), status, "{:?} {}", self.headers, String::from_utf8_lossy(&self.body));
+        assert_eq!(
+            self.status.as_u16(),
+            status,
+            "{:?} {}",
+            self.headers,
+            String::from_utf8_lossy(&self.body)
+        );
         self
     }
 }
@@ -177,7 +183,13 @@ pub fn request(method: Method, path: &str, headers: &[(&str, &str)], body: Body)
 ///
 /// # Panics
 /// If there is no response.
-pub async fn once(address: SocketAddr, method: Method, path: &str, headers: &[(&str, &str)], body: Body) -> Answer {
+pub async fn once(
+    address: SocketAddr,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Body,
+) -> Answer {
     let mut client = Client::http1(address).await.expect("the listener accepts");
     client.send(request(method, path, headers, body)).await.expect("every request is answered")
 }

@@ -190,7 +190,14 @@ impl Fleet {
     }
 
     /// Starts a sidecar with an identity, an upstream, a role and routes of the test's own; doesn't wait for its keys.
-    pub async fn start_proxy_as(&mut self, name: &str, identity: &str, upstream: &str, role: &str, routes: &str) {
+    pub async fn start_proxy_as(
+        &mut self,
+        name: &str,
+        identity: &str,
+        upstream: &str,
+        role: &str,
+        routes: &str,
+    ) {
         let bind = self.proxies.remove(name).map(|(process, data, _)| {
             process.kill();
             data
@@ -214,7 +221,11 @@ impl Fleet {
         let mut process = Process::start(
             name,
             root,
-            Command::new(program("keyway-proxy")).arg("--config").arg(&config).arg("--ready-file").arg(&ready),
+            Command::new(program("keyway-proxy"))
+                .arg("--config")
+                .arg(&config)
+                .arg("--ready-file")
+                .arg(&ready),
         );
         let addresses = eventually("the sidecar", async || {
             process.assert_alive();
@@ -351,11 +362,15 @@ fn make_token(root: &Path) {
     assert!(Path::new(SOFTHSM).exists(), "{SOFTHSM} is missing: run ./test.sh, which installs softhsm2");
     std::fs::create_dir(root.join("tokens")).expect("a directory can be made");
     let config = root.join("softhsm2.conf");
-    std::fs::write(&config, format!("directories.tokendir = {}\nobjectstore.backend = file\n", root.join("tokens").display()))
-        .expect("the configuration can be written");
+    std::fs::write(
+        &config,
+        format!("directories.tokendir = {}\nobjectstore.backend = file\n", root.join("tokens").display()),
+    )
+    .expect("the configuration can be written");
     let pin = root.join("pin");
     std::fs::write(&pin, "1234").expect("the PIN can be written");
-    std::fs::set_permissions(&pin, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("it is our file");
+    std::fs::set_permissions(&pin, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .expect("it is our file");
     for token in ["hsm-a", "hsm-b"] {
         let made = Command::new("softhsm2-util")
             .args(["--init-token", "--free", "--label", token, "--pin", "1234", "--so-pin", "5678"])

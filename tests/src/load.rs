@@ -29,8 +29,7 @@ impl Load {
     #[must_use]
     pub fn start(address: SocketAddr, connections: usize) -> Self {
         let tally = Arc::new(Tally::default());
-        let tasks =
-            (0..connections).map(|n| tokio::spawn(run(n, address, Arc::clone(&tally)))).collect();
+        let tasks = (0..connections).map(|n| tokio::spawn(run(n, address, Arc::clone(&tally)))).collect();
         Self { tally, tasks }
     }
 
@@ -54,7 +53,12 @@ impl Load {
     /// If a request failed or a connection was dropped.
     pub fn assert_no_failure(&self) {
         let failures = self.tally.failures.lock().expect("no test panics while it holds this");
-        assert!(failures.is_empty(), "{} failures: {:#?}", failures.len(), &failures[..failures.len().min(5)]);
+        assert!(
+            failures.is_empty(),
+            "{} failures: {:#?}",
+            failures.len(),
+            &failures[..failures.len().min(5)]
+        );
     }
 
     /// Ends the traffic; gives the number of requests.
@@ -67,7 +71,12 @@ impl Load {
             task.await.expect("the traffic does not panic");
         }
         let failures = self.tally.failures.lock().expect("no test panics while it holds this");
-        assert!(failures.is_empty(), "{} failures: {:#?}", failures.len(), &failures[..failures.len().min(5)]);
+        assert!(
+            failures.is_empty(),
+            "{} failures: {:#?}",
+            failures.len(),
+            &failures[..failures.len().min(5)]
+        );
         self.tally.requests.load(Ordering::SeqCst)
     }
 }
@@ -98,7 +107,12 @@ async fn exchange(n: usize, address: SocketAddr, tally: &Tally) -> Result<(), St
         let answer = client.send(get).await.map_err(|error| format!("GET {path}: {error}"))?;
         if answer.status != 200 || answer.broken.is_some() || answer.body != body {
             let same = answer.body == body;
-            return Err(format!("GET {path}: {} {:?} same={same} {}", answer.status, answer.broken, answer.code()));
+            return Err(format!(
+                "GET {path}: {} {:?} same={same} {}",
+                answer.status,
+                answer.broken,
+                answer.code()
+            ));
         }
         tally.requests.fetch_add(2, Ordering::SeqCst);
     }

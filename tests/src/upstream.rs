@@ -45,7 +45,11 @@ impl Scripted {
     }
 }
 
-async fn answer(mut stream: TcpStream, responses: Arc<BTreeMap<String, Vec<u8>>>, heads: Arc<Mutex<Vec<String>>>) {
+async fn answer(
+    mut stream: TcpStream,
+    responses: Arc<BTreeMap<String, Vec<u8>>>,
+    heads: Arc<Mutex<Vec<String>>>,
+) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {

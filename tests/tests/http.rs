@@ -1,4 +1,5 @@
 //! HTTP done right: lengths, ranges, conditions, digests, framing, through a real sidecar in front of a real store.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -14,7 +15,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Around every boundary of segments and buffers.
-const LENGTHS: [usize; 11] = [0, 1, 100, 16_383, 16_384, 16_385, 32_768, 131_072, 131_200, 1_000_000, 5_000_000];
+const LENGTHS: [usize; 11] =
+    [0, 1, 100, 16_383, 16_384, 16_385, 32_768, 131_072, 131_200, 1_000_000, 5_000_000];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_of_every_length_come_back_bit_for_bit_over_http1_and_http2() {
@@ -34,7 +36,10 @@ async fn bodies_of_every_length_come_back_bit_for_bit_over_http1_and_http2() {
             assert_eq!(sealed.body.len() as u64, sealed_len(len as u64).unwrap());
             assert_eq!(sealed.body[..4], [0xFB, b'K', b'W', b'Y']);
             if len >= 100 {
-                assert!(!sealed.body.windows(32).any(|window| window == &body[..32]), "plaintext in the store");
+                assert!(
+                    !sealed.body.windows(32).any(|window| window == &body[..32]),
+                    "plaintext in the store"
+                );
             }
             let head = client.send(request(Method::HEAD, &path, &[], whole(""))).await.unwrap().expect(200);
             for name in ["content-length", "etag", "last-modified", "content-type"] {
@@ -71,7 +76,9 @@ async fn ranges_are_those_of_the_plaintext() {
         let body = random(len);
         let path = format!("/objects/ranged-{len}");
         let _ = put(fleet.data(), &path, body.clone()).await.expect(201);
-        for range in ["0-0", "0-", "-1", "-100", "16383-16384", "1-16384", "50000-99999", "99999-", "0-999999999"] {
+        for range in
+            ["0-0", "0-", "-1", "-100", "16383-16384", "1-16384", "50000-99999", "99999-", "0-999999999"]
+        {
             let asked = format!("bytes={range}");
             let answer = once(fleet.data(), Method::GET, &path, &[("range", &asked)], whole("")).await;
             match resolve(range, len) {
@@ -90,7 +97,8 @@ async fn ranges_are_those_of_the_plaintext() {
         }
         // Several ranges, another unit, nonsense: the whole.
         for odd in ["bytes=0-1,3-4", "lines=0-1", "bytes=nonsense"] {
-            let answer = once(fleet.data(), Method::GET, &path, &[("range", odd)], whole("")).await.expect(200);
+            let answer =
+                once(fleet.data(), Method::GET, &path, &[("range", odd)], whole("")).await.expect(200);
             assert!(answer.body == body);
         }
     }
@@ -114,7 +122,11 @@ async fn conditions_work_on_the_tags_that_clients_see() {
     let seen = get(fleet.data(), "/objects/tagged").await.expect(200);
     let stored = get(fleet.store(), "/objects/tagged").await.expect(200);
     let etag = seen.header("etag").to_owned();
-    assert_ne!(etag, stored.header("etag"), "a tag of the sealed bytes must not look like one of the plaintext");
+    assert_ne!(
+        etag,
+        stored.header("etag"),
+        "a tag of the sealed bytes must not look like one of the plaintext"
+    );
     let ask = async |headers: &[(&str, &str)]| {
         once(fleet.data(), Method::GET, "/objects/tagged", headers, whole("")).await
     };
@@ -146,17 +158,28 @@ async fn declared_digests_are_checked_and_never_forwarded_stale() {
     ];
     for (name, value) in &good {
         let path = format!("/objects/{name}");
-        let _ = once(fleet.data(), Method::PUT, &path, &[(name, value)], whole(body.clone())).await.expect(201);
+        let _ =
+            once(fleet.data(), Method::PUT, &path, &[(name, value)], whole(body.clone())).await.expect(201);
         for address in [fleet.store(), fleet.data()] {
-            assert_eq!(get(address, &path).await.expect(200).header(name), "", "{name} is of other bytes there");
+            assert_eq!(
+                get(address, &path).await.expect(200).header(name),
+                "",
+                "{name} is of other bytes there"
+            );
         }
         let lie = value.replace(&sha256, &wrong);
-        let refused =
-            once(fleet.data(), Method::PUT, "/objects/lie", &[(name, &lie)], whole(body.clone())).await.expect(400);
+        let refused = once(fleet.data(), Method::PUT, "/objects/lie", &[(name, &lie)], whole(body.clone()))
+            .await
+            .expect(400);
         assert_eq!(refused.code(), "digest-mismatch");
-        assert_eq!(get(fleet.store(), "/objects/lie").await.status, 404, "a body that was refused was stored");
+        assert_eq!(
+            get(fleet.store(), "/objects/lie").await.status,
+            404,
+            "a body that was refused was stored"
+        );
     }
-    let refused = once(fleet.data(), Method::PUT, "/objects/x", &[("content-md5", "?")], whole("")).await.expect(400);
+    let refused =
+        once(fleet.data(), Method::PUT, "/objects/x", &[("content-md5", "?")], whole("")).await.expect(400);
     assert_eq!(refused.code(), "digest-malformed");
 }
 
@@ -164,7 +187,8 @@ async fn declared_digests_are_checked_and_never_forwarded_stale() {
 async fn content_encoding_is_sealed_as_it_is() {
     let fleet = Fleet::start(Hsm::Software).await;
     let compressed = random(5_000);
-    let headers = [("content-encoding", "gzip"), ("content-type", "text/x-notes"), ("x-amz-meta-owner", "ops")];
+    let headers =
+        [("content-encoding", "gzip"), ("content-type", "text/x-notes"), ("x-amz-meta-owner", "ops")];
     let put = once(fleet.data(), Method::PUT, "/objects/encoded", &headers, whole(compressed.clone())).await;
     let _ = put.expect(201);
     let answer = get(fleet.data(), "/objects/encoded").await.expect(200);
@@ -189,19 +213,25 @@ async fn framing_that_can_be_read_two_ways_is_refused() {
         ("Content-Length: 3\r\nTransfer-Encoding: chunked", "ambiguous-framing"),
         ("Transfer-Encoding: chunked\r\nContent-Length: 3", "ambiguous-framing"),
     ] {
-        let request = format!("PUT /objects/smuggled HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
+        let request =
+            format!("PUT /objects/smuggled HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
         let answer = raw(&fleet, request.as_bytes()).await;
         let answer = answer.trim_start_matches("HTTP/1.1 100 Continue\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
         assert!(answer.contains(code), "{answer}");
         assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
     }
-    for head in ["Content-Length: 3\r\nContent-Length: 4", "Content-Length: +3", "Transfer-Encoding: identity, gzip"] {
+    for head in
+        ["Content-Length: 3\r\nContent-Length: 4", "Content-Length: +3", "Transfer-Encoding: identity, gzip"]
+    {
         let request = format!("PUT /objects/smuggled HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\nabc");
         let answer = raw(&fleet, request.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 400 "), "{head}: {answer}");
     }
-    let long = format!("GET /objects/x HTTP/1.1\r\nHost: a\r\nX-Long: {}\r\nConnection: close\r\n\r\n", "y".repeat(70_000));
+    let long = format!(
+        "GET /objects/x HTTP/1.1\r\nHost: a\r\nX-Long: {}\r\nConnection: close\r\n\r\n",
+        "y".repeat(70_000)
+    );
     let answer = raw(&fleet, long.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
     assert_eq!(get(fleet.store(), "/objects/smuggled").await.status, 404);
@@ -211,8 +241,7 @@ async fn framing_that_can_be_read_two_ways_is_refused() {
 async fn expect_100_continue_gets_its_continue() {
     let fleet = Fleet::start(Hsm::Software).await;
     let mut stream = TcpStream::connect(fleet.data()).await.unwrap();
-    let head =
-        "PUT /objects/expected HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n";
+    let head = "PUT /objects/expected HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut interim = [0; 25];
     stream.read_exact(&mut interim).await.unwrap();
@@ -227,10 +256,17 @@ async fn expect_100_continue_gets_its_continue() {
 #[tokio::test(flavor = "multi_thread")]
 async fn routes_are_found_by_what_the_upstream_will_see() {
     let fleet = Fleet::start(Hsm::Software).await;
-    for path in ["/open/../objects/x", "/open/%2e%2e/objects/x", "//objects/x", "/%6fbjects/x", "/open/..%2fobjects/x"] {
+    for path in [
+        "/open/../objects/x",
+        "/open/%2e%2e/objects/x",
+        "//objects/x",
+        "/%6fbjects/x",
+        "/open/..%2fobjects/x",
+    ] {
         let answer = raw(
             &fleet,
-            format!("PUT {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc").as_bytes(),
+            format!("PUT {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc")
+                .as_bytes(),
         )
         .await;
         assert!(
@@ -249,7 +285,8 @@ async fn routes_are_found_by_what_the_upstream_will_see() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hop_by_hop_headers_stay_on_their_hop() {
     let mut fleet = Fleet::without_proxy(Hsm::Software, ("4h", "7d")).await;
-    let response = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close, x-hop\r\nX-Hop: 1\r\nX-End: 1\r\n\r\nok";
+    let response =
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close, x-hop\r\nX-Hop: 1\r\nX-End: 1\r\n\r\nok";
     let scripted = Scripted::start(BTreeMap::from([("/open/x".to_owned(), response.to_vec())])).await;
     fleet.start_proxy_as("proxy", "orders", &scripted.url(), "client", keyway_tests::fleet::ROUTES).await;
     fleet.wait_ready("proxy").await;
@@ -283,10 +320,12 @@ async fn sigterm_lets_streams_end_and_sighup_takes_new_routes() {
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, "listeners: [").unwrap();
     fleet.proxy_mut("proxy").signal(rustix::process::Signal::HUP);
-    eventually("the refusal", async || fleet.proxy_mut("proxy").log().contains("not reloaded").then_some(())).await;
+    eventually("the refusal", async || fleet.proxy_mut("proxy").log().contains("not reloaded").then_some(()))
+        .await;
     assert_eq!(get(fleet.data(), "/elsewhere").await.status, 404);
     let data = fleet.data().to_string();
-    let text = text.replace("/open/**", "/elsewhere/**").replace("bind: 127.0.0.1:0", &format!("bind: {data}"));
+    let text =
+        text.replace("/open/**", "/elsewhere/**").replace("bind: 127.0.0.1:0", &format!("bind: {data}"));
     // The admin and data ports were asked for as 0, and stay what they are.
     let text = if text.contains(&data) { text.replace(&data, "127.0.0.1:0") } else { text };
     std::fs::write(&config, text).unwrap();

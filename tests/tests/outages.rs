@@ -1,4 +1,5 @@
 //! The bridge away, the sidecar restarted: traffic goes on within the leases, and stops where it must.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use keyway_tests::client::{get, put};
 use keyway_tests::{Fleet, Hsm, Load, eventually, random};
@@ -19,8 +20,10 @@ async fn traffic_goes_on_without_the_bridge_and_over_restarts_of_the_sidecar() {
     let load = Load::start(fleet.data(), 3);
     load.more(10).await;
     fleet.kill_bridge();
-    eventually("the sidecar to notice", async || zone_status(&fleet, "proxy").await["bridge"].is_null().then_some(()))
-        .await;
+    eventually("the sidecar to notice", async || {
+        zone_status(&fleet, "proxy").await["bridge"].is_null().then_some(())
+    })
+    .await;
     load.more(30).await;
     fleet.start_bridge().await;
     eventually("the sidecar to be back", async || {
@@ -55,7 +58,10 @@ async fn traffic_goes_on_without_the_bridge_and_over_restarts_of_the_sidecar() {
     assert_eq!(refused.header("retry-after"), "1");
     fleet.start_bridge().await;
     fleet.wait_ready("proxy").await;
-    assert!(get(fleet.data(), "/objects/b").await.expect(200).body == body, "sealed while the bridge was away");
+    assert!(
+        get(fleet.data(), "/objects/b").await.expect(200).body == body,
+        "sealed while the bridge was away"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,8 +79,10 @@ async fn past_the_seal_lease_sealing_stops_and_opening_goes_on() {
     assert_eq!(refused.code(), "seal-lease-expired");
     assert_eq!(get(fleet.data(), "/objects/a").await.expect(200).body, b"sealed in time");
     fleet.start_bridge().await;
-    eventually("a new lease", async || put(fleet.data(), "/objects/b", "again").await.status.is_success().then_some(()))
-        .await;
+    eventually("a new lease", async || {
+        put(fleet.data(), "/objects/b", "again").await.status.is_success().then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

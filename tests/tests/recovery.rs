@@ -1,4 +1,5 @@
 //! HSM and ciphertext alone recover the data; and a reader that shares no code with us reads what the sidecar wrote.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use keyway_envelope::Header;
 use keyway_tests::client::{get, once, put, whole};

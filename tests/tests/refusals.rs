@@ -1,4 +1,5 @@
 //! Opening the wrong thing is tried, and refused.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use http::Method;
 use keyway_envelope::length::{HEADER, SEALED_SEGMENT, SEGMENT};
@@ -25,7 +26,8 @@ async fn plaintext_on_a_protected_route() {
     assert_eq!(get(fleet.data(), "/old/plain").await.expect(200).body, b"from before");
     let metrics = String::from_utf8(get(fleet.admin_of("proxy"), "/metrics").await.expect(200).body).unwrap();
     let count = |line: &str| {
-        let value = metrics.lines().find_map(|found| found.strip_prefix(line)).unwrap_or_else(|| panic!("{metrics}"));
+        let value =
+            metrics.lines().find_map(|found| found.strip_prefix(line)).unwrap_or_else(|| panic!("{metrics}"));
         value.trim().parse::<u64>().unwrap()
     };
     assert_eq!(count(r#"keyway_plaintext_total{route="/old/**",action="migrated"}"#), 1);
@@ -160,8 +162,14 @@ async fn an_upstream_that_breaks_off_or_lies() {
         ("/objects/short".to_owned(), respond(sized, half)),
         ("/objects/chunk-cut".to_owned(), respond(chunked.clone(), &chunk(half))),
         // A clean end of HTTP in the middle of the envelope.
-        ("/objects/chunk-end".to_owned(), respond(chunked.clone(), &[&chunk(half)[..], b"0\r\n\r\n"].concat())),
-        ("/objects/close-cut".to_owned(), respond("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n".to_owned(), half)),
+        (
+            "/objects/chunk-end".to_owned(),
+            respond(chunked.clone(), &[&chunk(half)[..], b"0\r\n\r\n"].concat()),
+        ),
+        (
+            "/objects/close-cut".to_owned(),
+            respond("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n".to_owned(), half),
+        ),
         ("/objects/chunk-good".to_owned(), respond(chunked, &[&chunk(&sealed)[..], b"0\r\n\r\n"].concat())),
         ("/objects/part".to_owned(), b"HTTP/1.1 206 Partial Content\r\nContent-Length: 2\r\n\r\nab".to_vec()),
         ("/objects/none".to_owned(), Vec::new()),
@@ -174,7 +182,11 @@ async fn an_upstream_that_breaks_off_or_lies() {
     for path in ["short", "chunk-cut", "chunk-end", "close-cut"] {
         let answer = get(data, &format!("/objects/{path}")).await;
         assert_eq!(answer.status, 200);
-        assert!(answer.broken.is_some(), "{path}: a cut stream ended cleanly with {} bytes", answer.body.len());
+        assert!(
+            answer.broken.is_some(),
+            "{path}: a cut stream ended cleanly with {} bytes",
+            answer.body.len()
+        );
         assert!(answer.body.len() < plain.len() && plain.starts_with(&answer.body), "{path}");
     }
     assert!(get(data, "/objects/chunk-good").await.expect(200).body == plain);
@@ -202,7 +214,8 @@ async fn a_pair_of_sidecars_and_plaintext_towards_a_server() {
     assert!(get(client, "/objects/pair").await.expect(200).body == body);
     let head = once(client, Method::HEAD, "/objects/pair", &[], whole("")).await.expect(200);
     assert_eq!(head.header("content-length"), body.len().to_string());
-    let range = once(client, Method::GET, "/objects/pair", &[("range", "bytes=10-19")], whole("")).await.expect(200);
+    let range =
+        once(client, Method::GET, "/objects/pair", &[("range", "bytes=10-19")], whole("")).await.expect(200);
     assert!(range.body == body, "responses are sealed anew each time: a range of one is the whole");
 
     let refused = put(fleet.data_of("server"), "/objects/direct", "plaintext").await.expect(400);

@@ -1,4 +1,5 @@
 //! A rotation while traffic flows: nothing fails, nothing is dropped, streams go on, and the old version is retired.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use http::Method;
 use http_body_util::BodyExt;
@@ -83,7 +84,8 @@ async fn rotation_under_load(hsm: Hsm) {
     for name in ["proxy", "second"] {
         let keyring: serde_json::Value =
             serde_json::from_slice(&get(fleet.admin_of(name), "/keyring").await.expect(200).body).unwrap();
-        let ring = keyring["keyrings"].as_array().unwrap().iter().find(|ring| ring["keyring"] == KEYRING).unwrap();
+        let ring =
+            keyring["keyrings"].as_array().unwrap().iter().find(|ring| ring["keyring"] == KEYRING).unwrap();
         assert_eq!((&ring["primary"], &ring["accepted"]), (&2.into(), &serde_json::json!([2])));
     }
     // What was sealed before, and while it went on, opens; through another sidecar too, that never held those DEKs.
@@ -94,14 +96,25 @@ async fn rotation_under_load(hsm: Hsm) {
         assert!(get(fleet.data_of(name), "/objects/long-upload").await.expect(200).body == long);
     }
     assert_eq!(stored_version(&fleet, "/objects/before").await, 1);
-    assert_eq!(stored_version(&fleet, "/objects/long-upload").await, 1, "a body keeps the key that it began with");
+    assert_eq!(
+        stored_version(&fleet, "/objects/long-upload").await,
+        1,
+        "a body keeps the key that it began with"
+    );
     let _ = put(fleet.data(), "/objects/after", "new").await.expect(201);
     assert_eq!(stored_version(&fleet, "/objects/after").await, 2);
 
     let actions = fleet.audit_actions();
     let order: Vec<&str> =
         actions.iter().map(String::as_str).filter(|action| action.starts_with("rotation.")).collect();
-    let wanted = ["rotation.start", "rotation.accept", "rotation.promote", "rotation.drain", "rotation.retire", "rotation.done"];
+    let wanted = [
+        "rotation.start",
+        "rotation.accept",
+        "rotation.promote",
+        "rotation.drain",
+        "rotation.retire",
+        "rotation.done",
+    ];
     let mut found = order.iter();
     for action in wanted {
         assert!(found.any(|seen| *seen == action), "{action} is missing or out of order: {order:?}");
@@ -163,13 +176,16 @@ async fn the_bridge_killed_at_every_step_resumes_and_ends() {
         fleet.start_bridge().await;
         let (old, new) = (round as u64 + 1, round as u64 + 2);
         // Killed between the record of the start and the start itself, there is no rotation: it is asked for again.
-        if step == "rotation.start" && fleet.keyway_json(&["rotate", "status"]).as_array().is_none_or(Vec::is_empty) {
+        if step == "rotation.start"
+            && fleet.keyway_json(&["rotate", "status"]).as_array().is_none_or(Vec::is_empty)
+        {
             rotate(&fleet).await;
         }
         eventually("the end of the rotation", async || {
             load.assert_no_failure();
             let versions = fleet.versions();
-            let retired = versions.get(&new).is_some_and(|state| state == "primary") && versions[&old] == "retired";
+            let retired =
+                versions.get(&new).is_some_and(|state| state == "primary") && versions[&old] == "retired";
             (retired && all_ended(&fleet)).then_some(())
         })
         .await;
@@ -189,13 +205,18 @@ async fn a_sidecar_killed_in_the_middle_comes_back_and_the_rotation_ends() {
     fleet.proxy_mut("second").signal(rustix::process::Signal::STOP);
     let started = fleet.keyway(&["rotate", "start", "--keyring", KEYRING]);
     assert!(started.status.success());
-    eventually("accept", async || fleet.audit_actions().contains(&"rotation.accept".to_owned()).then_some(())).await;
+    eventually("accept", async || {
+        fleet.audit_actions().contains(&"rotation.accept".to_owned()).then_some(())
+    })
+    .await;
     assert_eq!(fleet.versions()[&1], "primary", "nothing is promoted before every member has applied");
     fleet.kill_proxy("second");
     assert_eq!(fleet.versions()[&1], "primary", "a member that is gone counts until its lease ends");
     fleet.start_proxy("second").await;
-    eventually("the end", async || fleet.versions().get(&1).is_some_and(|state| state == "retired").then_some(()))
-        .await;
+    eventually("the end", async || {
+        fleet.versions().get(&1).is_some_and(|state| state == "retired").then_some(())
+    })
+    .await;
     for name in ["proxy", "second"] {
         assert!(get(fleet.data_of(name), "/objects/a").await.expect(200).body == body);
     }

@@ -104,7 +104,9 @@ impl Pending {
             Ok(Err(_)) | Err(_) => Err(KeyError::Unavailable),
         }?;
         match self.made_for {
-            Some((slot, tenant)) if answer.slot() != slot || answer.tenant() != &*tenant => Err(KeyError::Refused),
+            Some((slot, tenant)) if answer.slot() != slot || answer.tenant() != &*tenant => {
+                Err(KeyError::Refused)
+            }
             _ => Ok(answer),
         }
     }

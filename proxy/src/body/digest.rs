@@ -147,7 +147,12 @@ fn amz_checksums() -> [(&'static str, Make); 5] {
     ]
 }
 
-fn push(checks: &mut Vec<Check>, header: &'static str, running: Running, base64: &str) -> Result<(), ProxyError> {
+fn push(
+    checks: &mut Vec<Check>,
+    header: &'static str,
+    running: Running,
+    base64: &str,
+) -> Result<(), ProxyError> {
     let expected = BASE64.decode(base64.trim()).map_err(|_| ProxyError::DigestMalformed(header))?;
     if expected.len() != running.len() {
         return Err(ProxyError::DigestMalformed(header));
@@ -197,7 +202,10 @@ mod tests {
             ("digest", "sha-256"),
             ("repr-digest", "sha-256=FeKw08M4keuw8e9gnsQZQgwg4yDOlMZfvIwzEkSOsiU="),
         ] {
-            assert!(matches!(check(name, value, b""), Err(ProxyError::DigestMalformed(_))), "{name}: {value}");
+            assert!(
+                matches!(check(name, value, b""), Err(ProxyError::DigestMalformed(_))),
+                "{name}: {value}"
+            );
         }
     }
 }

@@ -34,7 +34,13 @@ pub struct OpenBody {
 
 impl OpenBody {
     /// `input` is what has already been read behind the header.
-    pub(crate) fn new(source: Source, input: Bytes, opener: Opener, dek: Arc<CachedDek>, window: Window) -> Self {
+    pub(crate) fn new(
+        source: Source,
+        input: Bytes,
+        opener: Opener,
+        dek: Arc<CachedDek>,
+        window: Window,
+    ) -> Self {
         dek.begin_open();
         Self {
             source,
@@ -57,7 +63,10 @@ impl OpenBody {
         Ok(())
     }
 
-    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(frame) = self.primed.take() {
             return Poll::Ready(Some(Ok(frame)));
         }
@@ -101,7 +110,7 @@ impl OpenBody {
                     }
                     let frame = self.emit(out)?;
                     if self.remaining.is_some_and(|rest| rest > 0) {
-                        let from_upstream = self.source.from_upstream();
+                        let from_upstream = self.source.is_from_upstream();
                         return Poll::Ready(Some(Err(BodyError::Length { from_upstream })));
                     }
                     if let Some(frame) = frame {
@@ -137,7 +146,7 @@ impl OpenBody {
         self.opener = None;
         self.dek.count_open_failure();
         tracing::warn!(reason = error.reason(), dek = %self.dek.dek().id(), "a sealed body could not be opened");
-        BodyError::Open { error, from_upstream: self.source.from_upstream() }
+        BodyError::Open { error, from_upstream: self.source.is_from_upstream() }
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {

@@ -111,10 +111,15 @@ impl SealBody {
         self.remaining
     }
 
-    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut out = Buffer::take();
         loop {
-            let State::Sealing(sealer) = &mut self.state else { return Poll::Ready(self.after_last().map(Ok)) };
+            let State::Sealing(sealer) = &mut self.state else {
+                return Poll::Ready(self.after_last().map(Ok));
+            };
             if let Some(header) = self.header.take() {
                 out.room()[..HEADER].copy_from_slice(&header);
                 out.advance(HEADER);
@@ -152,7 +157,7 @@ impl SealBody {
         if let Some(remaining) = &mut self.plain_remaining {
             *remaining = remaining
                 .checked_sub(len)
-                .ok_or(BodyError::Length { from_upstream: self.source.from_upstream() })?;
+                .ok_or(BodyError::Length { from_upstream: self.source.is_from_upstream() })?;
         }
         self.dek.count_sealed(len).map_err(BodyError::Key)?;
         self.declared.update(&data);
@@ -163,7 +168,7 @@ impl SealBody {
     /// The end of the input: everything that was declared has to be true before the last segment makes it whole.
     fn finish(&mut self, out: &mut Buffer) -> Result<(), BodyError> {
         if self.plain_remaining.is_some_and(|rest| rest > 0) {
-            return Err(BodyError::Length { from_upstream: self.source.from_upstream() });
+            return Err(BodyError::Length { from_upstream: self.source.is_from_upstream() });
         }
         self.declared.verify().map_err(BodyError::Digest)?;
         if let State::Sealing(sealer) = std::mem::replace(&mut self.state, State::Sealed) {

@@ -54,7 +54,7 @@ impl Source {
         self
     }
 
-    pub(crate) fn from_upstream(&self) -> bool {
+    pub(crate) fn is_from_upstream(&self) -> bool {
         self.from_upstream
     }
 
@@ -89,7 +89,10 @@ impl Source {
         }
     }
 
-    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(bytes) = self.first.pop_front() {
             self.first_len -= bytes.len() as u64;
             return Poll::Ready(Some(Ok(Frame::data(bytes))));

@@ -83,8 +83,11 @@ impl<'de> Deserialize<'de> for ByteSize {
 
 impl Serialize for ByteSize {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let (name, unit) =
-            UNITS[..3].iter().rev().find(|(_, unit)| self.0 >= *unit && self.0 % unit == 0).unwrap_or(&("B", 1));
+        let (name, unit) = UNITS[..3]
+            .iter()
+            .rev()
+            .find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit))
+            .unwrap_or(&("B", 1));
         serializer.collect_str(&format_args!("{}{name}", self.0 / unit))
     }
 }

@@ -40,7 +40,8 @@ impl Config {
                     }
                     for endpoint in &bridge.endpoints {
                         if !endpoint.starts_with("https://") {
-                            problems.push(format!("bridge.endpoints: {endpoint:?} must be https://host:port"));
+                            problems
+                                .push(format!("bridge.endpoints: {endpoint:?} must be https://host:port"));
                         }
                     }
                 }
@@ -102,7 +103,9 @@ fn route_problems(at: &str, route: &RouteConfig, problems: &mut Vec<String>) {
     match route.mode {
         Mode::Pass => {
             if route.keyring.is_some() || route.domain.is_some() {
-                problems.push(format!("{at}: mode pass seals nothing; take out keyring and domain, or set mode body"));
+                problems.push(format!(
+                    "{at}: mode pass seals nothing; take out keyring and domain, or set mode body"
+                ));
             }
         }
         Mode::Body => {
@@ -112,7 +115,8 @@ fn route_problems(at: &str, route: &RouteConfig, problems: &mut Vec<String>) {
                 Some(Some(_)) => {}
             }
             if route.domain.as_deref().unwrap_or_default().is_empty() {
-                problems.push(format!("{at}.domain: missing; it is the stable name bound into every envelope"));
+                problems
+                    .push(format!("{at}.domain: missing; it is the stable name bound into every envelope"));
             }
         }
         Mode::Json | Mode::Grpc | Mode::Websocket => {

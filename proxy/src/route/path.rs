@@ -50,7 +50,7 @@ impl PathPattern {
         for segment in &self.segments {
             match (segment, parts.next()) {
                 (_, None) => return false,
-                (Segment::Any, Some(part)) if part.is_empty() => return false,
+                (Segment::Any, Some("")) => return false,
                 (Segment::Exact(exact), Some(part)) if exact != part => return false,
                 _ => {}
             }

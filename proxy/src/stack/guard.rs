@@ -46,7 +46,10 @@ impl Guard {
         // WebSocket handshake is of no use without it.
         let websocket = request.version() < Version::HTTP_2
             && request.headers().contains_key(CONNECTION)
-            && request.headers().get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+            && request
+                .headers()
+                .get(UPGRADE)
+                .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
         if websocket {
             return Err(ProxyError::Unsupported("WebSocket is not carried by this version"));
         }

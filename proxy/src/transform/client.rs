@@ -60,13 +60,15 @@ impl Exchange<'_> {
             .transform
             .seal(self.protection, &self.context, &mut parts.headers, source, plain_len, watched)
             .await?;
-        let response = self.transform.upstream.send(Request::from_parts(parts, body), Some(&progress)).await?;
+        let response =
+            self.transform.upstream.send(Request::from_parts(parts, body), Some(&progress)).await?;
         self.open_response(&method, response).await
     }
 
     async fn whole(&self, parts: request::Parts) -> Result<Response<ProxyBody>, ProxyError> {
         let method = parts.method.clone();
-        let response = self.transform.upstream.send(Request::from_parts(parts, ProxyBody::Empty), None).await?;
+        let response =
+            self.transform.upstream.send(Request::from_parts(parts, ProxyBody::Empty), None).await?;
         self.open_response(&method, response).await
     }
 
@@ -132,7 +134,8 @@ impl Exchange<'_> {
 }
 
 fn upstream_length(headers: &HeaderMap) -> Result<Option<u64>, ProxyError> {
-    headers::content_length(headers).map_err(|_| ProxyError::UpstreamProtocol("its Content-Length is malformed"))
+    headers::content_length(headers)
+        .map_err(|_| ProxyError::UpstreamProtocol("its Content-Length is malformed"))
 }
 
 fn plain_len(sealed_len: Option<u64>) -> Result<Option<u64>, ProxyError> {

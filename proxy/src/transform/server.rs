@@ -82,18 +82,20 @@ impl Transform {
         head.headers.insert(ACCEPT_RANGES, HeaderValue::from_static("none"));
         if !response_has_body(method, head.status) {
             headers::drop_digests(&mut head.headers);
-            let sealed = plain_len.filter(|_| method == Method::HEAD).and_then(keyway_envelope::length::sealed_len);
+            let sealed =
+                plain_len.filter(|_| method == Method::HEAD).and_then(keyway_envelope::length::sealed_len);
             headers::set_content_length(&mut head.headers, sealed);
             return Ok(finish_response(Response::from_parts(head, ProxyBody::Source(source))));
         }
         // A digest that the service declares is of the plaintext; a wrong one breaks the response off.
-        let body = self
-            .seal(protection, context, &mut head.headers, source, plain_len, None)
-            .await
-            .map_err(|error| match error {
-                ProxyError::DigestMalformed(_) => ProxyError::UpstreamProtocol("a digest header of it is malformed"),
+        let body = self.seal(protection, context, &mut head.headers, source, plain_len, None).await.map_err(
+            |error| match error {
+                ProxyError::DigestMalformed(_) => {
+                    ProxyError::UpstreamProtocol("a digest header of it is malformed")
+                }
                 other => other,
-            })?;
+            },
+        )?;
         Ok(finish_response(Response::from_parts(head, body)))
     }
 }

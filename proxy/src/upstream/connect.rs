@@ -108,10 +108,7 @@ fn client_config(tls: &UpstreamTls) -> Result<rustls::ClientConfig, String> {
         .with_root_certificates(roots);
     let mut config = match (&tls.cert, &tls.key) {
         (Some(cert), Some(key)) => builder
-            .with_client_auth_cert(
-                pem::certificates(cert)?,
-                pem::private_key(key)?,
-            )
+            .with_client_auth_cert(pem::certificates(cert)?, pem::private_key(key)?)
             .map_err(|error| error.to_string())?,
         _ => builder.with_no_client_auth(),
     };
@@ -127,7 +124,11 @@ pub(super) enum UpstreamIo {
 }
 
 impl AsyncRead for UpstreamIo {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),

@@ -19,11 +19,16 @@ enum State {
     /// Body bytes still to come.
     Sized(u64),
     /// In a chunk's size line; digits so far, and whether they have ended.
-    ChunkSize { size: u64, ended: bool },
+    ChunkSize {
+        size: u64,
+        ended: bool,
+    },
     /// Chunk bytes still to come, the CRLF behind them included.
     Chunk(u64),
     /// In the trailers; bytes in the current line.
-    Trailers { line: usize },
+    Trailers {
+        line: usize,
+    },
     /// HTTP/2, or something that hyper will refuse or end by itself.
     Off,
 }
@@ -134,9 +139,10 @@ impl Tracker {
             (State::ChunkSize { size, ended }, byte) => {
                 let digit = char::from(byte).to_digit(16).filter(|_| !ended);
                 match digit {
-                    Some(digit) => {
-                        State::ChunkSize { size: size.saturating_mul(16).saturating_add(u64::from(digit)), ended: false }
-                    }
+                    Some(digit) => State::ChunkSize {
+                        size: size.saturating_mul(16).saturating_add(u64::from(digit)),
+                        ended: false,
+                    },
                     None => State::ChunkSize { size: *size, ended: true },
                 }
             }
@@ -180,11 +186,11 @@ mod tests {
 
     #[test]
     fn ambiguous_framing_is_found_wherever_it_stands() {
-        let bad = "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+        let bad =
+            "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
         let swapped = "POST /x HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n0\r\n\r\n";
         let sized = "PUT /x HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello";
-        let chunked =
-            "PUT /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5;ext=1\r\nhello\r\nA\r\n0123456789\r\n0\r\nX: y\r\n\r\n";
+        let chunked = "PUT /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5;ext=1\r\nhello\r\nA\r\n0123456789\r\n0\r\nX: y\r\n\r\n";
         let get = "GET / HTTP/1.1\r\n\r\n";
         for stream in [
             bad.to_owned(),
@@ -204,8 +210,10 @@ mod tests {
         let inner = "POST /x HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n";
         let sized = format!("PUT /x HTTP/1.1\r\nContent-Length: {}\r\n\r\n{inner}", inner.len());
         assert_eq!(faults(sized.as_bytes()), None);
-        let chunked =
-            format!("PUT /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{inner}\r\n0\r\n\r\n", inner.len());
+        let chunked = format!(
+            "PUT /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{inner}\r\n0\r\n\r\n",
+            inner.len()
+        );
         assert_eq!(faults(chunked.as_bytes()), None);
     }
 
