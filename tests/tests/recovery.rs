@@ -95,7 +95,7 @@ async fn the_python_reader_opens_what_the_sidecar_stored() {
         let file = fleet.dir().join("sealed");
         std::fs::write(&file, &sealed).unwrap();
         let read = |domain: &str| {
-            Command::new("python3")
+            Command::new(std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into()))
                 .arg(&reader)
                 .args(["open", "--dek-hex", &dek_hex, "--zone", "payments", "--domain", domain])
                 .arg(&file)
