@@ -1,4 +1,8 @@
 //! The PKCS#11 backend on SoftHSM: the contract, what the token shows to others, and discovery.
+#![allow(
+    clippy::unwrap_used,
+    reason = "what a test prepares has to be there, or the test fails at that place"
+)]
 
 #[path = "backend_fixture/contract.rs"]
 mod contract;
@@ -13,7 +17,7 @@ use std::time::Duration;
 
 /// One token per test; all are made before the module is loaded.
 fn hsm() -> &'static SoftHsm {
-    softhsm::softhsm(&[
+    let tokens = [
         "round-trip",
         "flipped",
         "life",
@@ -27,26 +31,54 @@ fn hsm() -> &'static SoftHsm {
         "pressure",
         "two-a",
         "two-b",
-    ])
+    ];
+    softhsm::softhsm(&tokens, import_a_key)
+}
+
+/// Puts a key into `imported` whose bytes were known outside, under the name of a KEK.
+fn import_a_key(hsm: &SoftHsm) {
+    let key = hsm.folder.path().join("outside.key");
+    std::fs::write(&key, [7; 32]).unwrap();
+    hsm.tool(
+        "imported",
+        &[
+            "--write-object",
+            key.to_str().unwrap(),
+            "--type",
+            "secrkey",
+            "--key-type",
+            "AES:32",
+            "--id",
+            "00070000002a0001",
+            "--label",
+            "outside",
+            "--private",
+            "--sensitive",
+        ],
+    );
 }
 
 #[tokio::test]
 async fn wraps_open_and_nothing_else_does() {
+    let _alone = softhsm::alone().await;
     contract::round_trip_and_refusals(&*hsm().open("round-trip").await).await;
 }
 
 #[tokio::test]
 async fn every_flipped_byte_is_refused() {
+    let _alone = softhsm::alone().await;
     contract::every_flipped_byte_is_refused(&*hsm().open("flipped").await).await;
 }
 
 #[tokio::test]
 async fn keks_are_made_once_listed_and_destroyed() {
+    let _alone = softhsm::alone().await;
     contract::life_of_a_kek(&*hsm().open("life").await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_tasks_on_many_sessions_make_one_key() {
+    let _alone = softhsm::alone().await;
     let mut config = hsm().pkcs11("many");
     config.sessions = 4;
     config.timeout = Duration::from_secs(60);
@@ -56,6 +88,7 @@ async fn many_tasks_on_many_sessions_make_one_key() {
 
 #[tokio::test]
 async fn the_token_shows_a_kek_that_never_leaves_it() {
+    let _alone = softhsm::alone().await;
     use cryptoki::object::{Attribute, AttributeInfo, AttributeType, ObjectClass};
     let backend = hsm().open("attributes").await;
     let made = backend.generate_kek(kek(1), "keyway:payments/default:v1").await.unwrap();
@@ -93,6 +126,7 @@ async fn the_token_shows_a_kek_that_never_leaves_it() {
 
 #[tokio::test]
 async fn reopening_finds_the_keys() {
+    let _alone = softhsm::alone().await;
     let backend = hsm().open("reopen").await;
     let made = backend.generate_kek(kek(1), "keyway:payments/default:v1").await.unwrap();
     let block = backend.wrap(kek(1), &dek(1), "payments", "").await.unwrap();
@@ -105,6 +139,7 @@ async fn reopening_finds_the_keys() {
 
 #[tokio::test]
 async fn two_keys_of_one_name_are_refused() {
+    let _alone = softhsm::alone().await;
     let backend = hsm().open("duplicates").await;
     backend.generate_kek(kek(1), "keyway:payments/default:v1").await.unwrap();
     backend.generate_kek(kek(2), "keyway:payments/default:v2").await.unwrap();
@@ -127,25 +162,7 @@ async fn two_keys_of_one_name_are_refused() {
 
 #[tokio::test]
 async fn a_key_from_outside_is_no_kek() {
-    let key = hsm().folder.path().join("outside.key");
-    std::fs::write(&key, [7; 32]).unwrap();
-    hsm().tool(
-        "imported",
-        &[
-            "--write-object",
-            key.to_str().unwrap(),
-            "--type",
-            "secrkey",
-            "--key-type",
-            "AES:32",
-            "--id",
-            "00070000002a0001",
-            "--label",
-            "outside",
-            "--private",
-            "--sensitive",
-        ],
-    );
+    let _alone = softhsm::alone().await;
     let backend = hsm().open("imported").await;
     for outcome in [
         backend.generate_kek(kek(1), "keyway:payments/default:v1").await.map(drop),
@@ -158,6 +175,7 @@ async fn a_key_from_outside_is_no_kek() {
 
 #[tokio::test]
 async fn a_probe_reports_what_was_found_tried_and_chosen() {
+    let _alone = softhsm::alone().await;
     let report =
         tokio::task::spawn_blocking(|| backend::probe(&hsm().config("probe"))).await.unwrap().unwrap();
     assert_eq!(report.choice, Some("aes-gcm"), "{report}");
@@ -188,6 +206,7 @@ async fn a_probe_reports_what_was_found_tried_and_chosen() {
 
 #[tokio::test]
 async fn a_refused_pin_is_not_tried_again() {
+    let _alone = softhsm::alone().await;
     let mut config = hsm().pkcs11("wrong-pin");
     config.pin_file = hsm().pin_file("wrong.pin", "999999");
     config.sessions = 4;
@@ -210,6 +229,7 @@ async fn a_refused_pin_is_not_tried_again() {
 
 #[tokio::test]
 async fn wrong_configuration_says_what_to_do() {
+    let _alone = softhsm::alone().await;
     let good = hsm().pkcs11("round-trip");
     let outcome = async |config| {
         let config = BackendConfig { name: "hsm".to_owned(), kind: BackendKind::Pkcs11(config) };
@@ -243,6 +263,7 @@ async fn wrong_configuration_says_what_to_do() {
 
 #[tokio::test]
 async fn two_tokens_of_one_module_are_apart() {
+    let _alone = softhsm::alone().await;
     let (a, b) = (hsm().open("two-a").await, hsm().open("two-b").await);
     a.generate_kek(kek(1), "keyway:payments/default:v1").await.unwrap();
     b.generate_kek(kek(1), "keyway:payments/default:v1").await.unwrap();

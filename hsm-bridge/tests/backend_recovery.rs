@@ -1,6 +1,10 @@
 //! The PKCS#11 backend when the ground moves: sessions lost, keys gone, the module finalised, the storage taken away.
 //!
 //! What one test does to the module, every session of the process feels: so they run one after the other.
+#![allow(
+    clippy::unwrap_used,
+    reason = "what a test prepares has to be there, or the test fails at that place"
+)]
 
 #[path = "backend_fixture/contract.rs"]
 mod contract;
@@ -12,13 +16,12 @@ use keyway_bridge::backend::{self, BackendConfig, BackendError, BackendKind, Key
 use softhsm::SoftHsm;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Mutex, MutexGuard};
-
-static ALONE: Mutex<()> = Mutex::const_new(());
+use tokio::sync::MutexGuard;
 
 async fn hsm() -> (&'static SoftHsm, MutexGuard<'static, ()>) {
-    let alone = ALONE.lock().await;
-    (softhsm::softhsm(&["logout", "finalised", "bystander", "deleted", "storage", "empty", "slow"]), alone)
+    let alone = softhsm::alone().await;
+    let tokens = ["logout", "finalised", "bystander", "deleted", "storage", "empty", "slow"];
+    (softhsm::softhsm(&tokens, |_| {}), alone)
 }
 
 /// One session, so that each call meets the damage.

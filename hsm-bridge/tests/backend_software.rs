@@ -1,4 +1,8 @@
 //! The software keystore: the contract, its file, and what happens when that is damaged.
+#![allow(
+    clippy::unwrap_used,
+    reason = "what a test prepares has to be there, or the test fails at that place"
+)]
 
 #[path = "backend_fixture/contract.rs"]
 mod contract;
@@ -199,7 +203,7 @@ async fn every_cut_and_every_flipped_byte_of_the_file_is_refused() {
         std::fs::write(path, bytes).unwrap();
         match Keystore::open(path, &secret) {
             Err(BackendError::Config(message)) => {
-                assert!(message.contains("backup") || message.contains("sealed under"), "{message}")
+                assert!(message.contains("backup") || message.contains("sealed under"), "{message}");
             }
             other => panic!("{other:?}"),
         }

@@ -1,5 +1,6 @@
 //! How fast DEKs are wrapped and opened. Prints numbers, so it is asked for by name:
 //! `cargo test -p keyway-bridge --test backend_speed -- --ignored --nocapture`.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement: its numbers go to stdout")]
 
 #[path = "backend_fixture/contract.rs"]
 mod contract;
@@ -18,7 +19,7 @@ const TIME: Duration = Duration::from_secs(2);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement"]
 async fn wraps_and_unwraps_per_second() {
-    let hsm = softhsm::softhsm(&["speed"]);
+    let hsm = softhsm::softhsm(&["speed"], |_| {});
     let empty = hsm.open("speed").await;
     let start = Instant::now();
     empty.health().await.unwrap();

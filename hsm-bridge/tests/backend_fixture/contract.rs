@@ -1,6 +1,11 @@
 //! What every backend has to do, whatever it is.
-// Included by path: each test file uses a part, and none exports anything.
-#![allow(dead_code, unreachable_pub)]
+// Included by path; none exports anything.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test file uses a part of it; a fixture that fails has to fail the test, with the place"
+)]
 
 use keyway_bridge::backend::{BackendError, KeyBackend};
 use keyway_envelope::{

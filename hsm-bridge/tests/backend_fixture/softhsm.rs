@@ -1,12 +1,18 @@
 //! SoftHSM for one test process: a folder, a configuration, and tokens that are there before the module is loaded.
-// Included by path: each test file uses a part, and none exports anything.
-#![allow(dead_code, unreachable_pub)]
+// Included by path; none exports anything.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test file uses a part of it; a fixture that fails has to fail the test, with the place"
+)]
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use keyway_bridge::backend::{self, BackendConfig, BackendKind, KeyBackend, Pkcs11Config};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, OnceLock};
+use tokio::sync::{Mutex, MutexGuard};
 
 pub const PIN: &str = "123456";
 const SO_PIN: &str = "87654321";
@@ -24,9 +30,20 @@ pub struct SoftHsm {
 }
 
 static SOFTHSM: OnceLock<SoftHsm> = OnceLock::new();
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// Held by a test while it uses the module.
+///
+/// A session's opening looks at every token, and SoftHSM takes one for broken that another process writes to at this
+/// moment; each login writes. So while one test has another program at work, no other test may look.
+pub async fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().await
+}
 
 /// The one of this process, with these tokens. Every test of a file names the same tokens.
-pub fn softhsm(tokens: &[&str]) -> &'static SoftHsm {
+///
+/// `prepare` is the place for what other programs write to a token: nothing of this process looks at it yet.
+pub fn softhsm(tokens: &[&str], prepare: impl FnOnce(&SoftHsm)) -> &'static SoftHsm {
     SOFTHSM.get_or_init(|| {
         let module = MODULES
             .iter()
@@ -53,11 +70,11 @@ pub fn softhsm(tokens: &[&str]) -> &'static SoftHsm {
                 &["--init-token", "--free", "--label", token, "--pin", PIN, "--so-pin", SO_PIN],
             );
         }
-        // Before any test has another program write to a token: SoftHSM takes a token that is written to at this
-        // moment for broken.
+        let hsm = SoftHsm { folder, module };
+        prepare(&hsm);
         let arguments = CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK);
-        Pkcs11::new(&module).unwrap().initialize(arguments).unwrap();
-        SoftHsm { folder, module }
+        hsm.beside().initialize(arguments).unwrap();
+        hsm
     })
 }
 
@@ -88,7 +105,8 @@ impl SoftHsm {
 
     pub fn slot(&self, token: &str) -> cryptoki::slot::Slot {
         let pkcs11 = self.beside();
-        let labelled = |&slot: &_| pkcs11.get_token_info(slot).unwrap().label() == token;
+        // A broken token beside the one that is looked for is not this test's concern.
+        let labelled = |&slot: &_| pkcs11.get_token_info(slot).is_ok_and(|info| info.label() == token);
         pkcs11.get_slots_with_token().unwrap().into_iter().find(labelled).unwrap()
     }
 
