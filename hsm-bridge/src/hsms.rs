@@ -26,12 +26,12 @@ pub(crate) struct Hsms {
     slots: Vec<Arc<Hsm>>,
     /// Backends under which each DEK is wrapped.
     pub(crate) required: usize,
-    metrics: Metrics,
 }
 
 /// One backend. Absent until it could be opened: a bridge starts while an HSM is away.
 #[derive(Debug)]
 pub(crate) struct Hsm {
+    zone: String,
     config: BackendConfig,
     opened: RwLock<Option<Arc<dyn KeyBackend>>>,
     up: AtomicBool,
@@ -51,6 +51,7 @@ impl Hsms {
         let mut slots = Vec::with_capacity(configs.len());
         for config in configs {
             let hsm = Arc::new(Hsm {
+                zone: zone.to_owned(),
                 config: config.clone(),
                 opened: RwLock::new(None),
                 up: AtomicBool::new(false),
@@ -66,9 +67,7 @@ impl Hsms {
             }
             slots.push(hsm);
         }
-        let hsms = Self { zone: zone.to_owned(), slots, required, metrics };
-        hsms.report();
-        Ok(hsms)
+        Ok(Self { zone: zone.to_owned(), slots, required })
     }
 
     /// Looks after all of them: opens what is closed, proves what is open.
@@ -81,7 +80,6 @@ impl Hsms {
                 _ => {}
             }
         }
-        self.report();
     }
 
     /// Those that answer.
@@ -95,12 +93,6 @@ impl Hsms {
 
     pub(crate) fn all(&self) -> &[Arc<Hsm>] {
         &self.slots
-    }
-
-    fn report(&self) {
-        for hsm in &self.slots {
-            self.metrics.hsm_up(&self.zone, hsm.name(), hsm.is_up());
-        }
     }
 }
 
@@ -146,18 +138,14 @@ impl Hsm {
         let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner).clone();
         let checked = match opened {
             Some(backend) => self.timed("health", async move { backend.health().await }).await,
-            None => match backend::open(&self.config).await {
-                Ok(backend) => {
-                    *self.opened.write().unwrap_or_else(PoisonError::into_inner) = Some(backend);
-                    Ok(())
-                }
-                Err(source) => Err(self.error(source)),
-            },
+            None => self.timed("open", backend::open(&self.config)).await.map(|backend| {
+                *self.opened.write().unwrap_or_else(PoisonError::into_inner) = Some(backend);
+            }),
         };
         if matches!(checked, Err(HsmError { source: BackendError::Pin, .. })) {
             self.pin_refused.store(true, Ordering::Relaxed);
         }
-        self.up.store(checked.is_ok(), Ordering::Relaxed);
+        self.set_up(checked.is_ok());
         checked
     }
 
@@ -177,10 +165,16 @@ impl Hsm {
         self.metrics.hsm_operation(self.name(), op, started.elapsed());
         result.map_err(|source| {
             if matches!(source, BackendError::Timeout | BackendError::Unavailable(_) | BackendError::Pin) {
-                self.up.store(false, Ordering::Relaxed);
+                self.set_up(false);
             }
             self.error(source)
         })
+    }
+
+    /// Known to callers and to the metrics at once: an alarm does not wait for the next check.
+    fn set_up(&self, up: bool) {
+        self.up.store(up, Ordering::Relaxed);
+        self.metrics.hsm_up(&self.zone, self.name(), up);
     }
 
     fn error(&self, source: BackendError) -> HsmError {
