@@ -3,9 +3,11 @@
 //! Unknown keys are errors with their line. What is wrong is told all at once, each with where it stands and what
 //! to do about it.
 
+mod rotation;
 mod units;
 mod validate;
 
+pub use rotation::{GateConfig, Percent, RotationConfig, Wave};
 pub use units::{ByteSize, Window};
 
 use crate::backend::BackendConfig;
@@ -90,6 +92,10 @@ pub struct TlsConfig {
 pub struct AuditConfig {
     /// An append-only file, one JSON object per line.
     pub file: PathBuf,
+    /// How often the record is to be sealed by a signed checkpoint. Not in force in this version.
+    #[serde(default, with = "units::duration_option", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub checkpoint_every: Option<Duration>,
 }
 
 /// One zone: own KEKs, own backends, own administrators, own members.
@@ -218,26 +224,6 @@ pub enum Operation {
     Open,
 }
 
-/// How a zone's rotations go. One wave: every member is promoted at once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RotationConfig {
-    /// How long the new version is primary everywhere before the old wraps are replaced.
-    #[serde(default, with = "units::duration_or_zero")]
-    #[schemars(with = "String")]
-    pub soak: Duration,
-    /// DEKs rewrapped per second at most; without it, as fast as the HSM goes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
-    pub rewrap_per_second: Option<u32>,
-}
-
-impl Default for RotationConfig {
-    fn default() -> Self {
-        Self { soak: Duration::ZERO, rewrap_per_second: None }
-    }
-}
-
 fn default_listen() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, 7200).into()
 }
@@ -295,6 +281,13 @@ impl Config {
             return Ok(());
         }
         Err(ConfigError::Invalid { file: file.to_owned(), problems })
+    }
+
+    /// What the configuration asks for and this version does not do, where doing without is safe. Said at start and
+    /// by `check`, so that nothing is ignored in silence. What would be unsafe is an error of [`Self::validate`].
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        validate::warnings(self)
     }
 
     /// The JSON Schema of the configuration.

@@ -22,8 +22,8 @@ struct Arguments {
     /// How logs are written.
     #[arg(long, global = true, env = "KEYWAY_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
-    /// What is logged: `info`, `keyway_bridge=debug`, …
-    #[arg(long, global = true, env = "KEYWAY_LOG", default_value = "info")]
+    /// What is logged: `info`, `keyway_bridge=debug`, … (cryptoki names every mechanism that it does not know)
+    #[arg(long, global = true, env = "KEYWAY_LOG", default_value = "info,cryptoki=off")]
     log: String,
     #[command(subcommand)]
     command: Command,
@@ -131,6 +131,9 @@ fn write_ready(path: &Path, running: &keyway_bridge::Running) -> anyhow::Result<
 
 /// The effective configuration: with it, defaults can be seen.
 fn check(config: &Config) -> anyhow::Result<ExitCode> {
+    for warning in config.warnings() {
+        let _ = writeln!(std::io::stderr(), "warning: {warning}");
+    }
     print(&serde_saphyr::to_string(config).context("writing the configuration")?)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -58,6 +58,9 @@ pub async fn start(config: Config) -> Result<Running> {
 
 pub(crate) async fn start_with(config: Config, hooks: Hooks) -> Result<Running> {
     config.validate("configuration")?;
+    for warning in config.warnings() {
+        warn!("configuration: {warning}");
+    }
     let tls = server_config(&TlsFiles {
         cert: config.tls.cert.clone(),
         key: config.tls.key.clone(),
@@ -112,7 +115,28 @@ async fn open_zone(config: ZoneConfig, shared: Arc<Shared>) -> Result<Zone> {
     if let Err(error) = first_versions(&zone).await {
         warn!(zone = zone.name(), %error, "a first key could not be made; it is tried again");
     }
+    warn_of_thin_keys(&zone);
     Ok(zone)
+}
+
+/// After a backend was added or more wraps are asked for, no DEK is issued with fewer; what is there still opens.
+/// Not a matter of readiness: an operator has to reach the bridge for the rotation that ends it.
+fn warn_of_thin_keys(zone: &Zone) {
+    let (view, required) = (zone.view.borrow().clone(), zone.config.wraps_required);
+    for keyring in &zone.keyrings {
+        let Some(current) = view.keyring(keyring.id) else { continue };
+        let (held, version) = (current.places_in(&zone.config), current.primary.0);
+        if held < required {
+            let keyring = &keyring.config.name;
+            warn!(
+                zone = zone.name(),
+                keyring,
+                version,
+                "the primary is in {held} of the {required} key backends that the policy asks for; no DEK is issued until \
+                 the keyring is rotated"
+            );
+        }
+    }
 }
 
 async fn bind(addr: SocketAddr) -> Result<TcpListener> {

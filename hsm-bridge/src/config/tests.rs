@@ -135,3 +135,86 @@ fn the_schema_names_every_top_level_key() {
     }
     assert_eq!(schema["additionalProperties"], false);
 }
+
+/// As in the documentation, with what this version does not do yet.
+const SAMPLE: &str = r#"
+listen: 127.0.0.1:7200
+admin: 127.0.0.1:7201
+tls: { cert: CERT, key: CERT, client_ca: CERT }
+store: sqlite://DIR/bridge.db
+audit: { file: DIR/audit.jsonl, checkpoint_every: 1m }
+zones:
+  - name: payments
+    backends:
+      - { name: hsm-a, pkcs11: { module: /usr/lib/softhsm/libsofthsm2.so, token: payments-a, pin_file: DIR/pin } }
+      - { name: hsm-b, pkcs11: { module: /usr/lib/softhsm/libsofthsm2.so, token: payments-b, pin_file: DIR/pin } }
+    wraps_required: 2
+    admins: [ "spiffe://example.org/ops/payments" ]
+    keyrings:
+      - name: default
+        rotate: { every: 30d, window: "02:00-04:00" }
+        leases: { seal: 4h, open: 7d }
+        services:
+          - { id: "spiffe://example.org/orders", ops: [seal, open] }
+          - { id: "spiffe://example.org/reports", ops: [open] }
+    rotation: { waves: ["1", "10%", "50%", "100%"], soak: 30s, approvals: 0,
+                gate: { error_rate: 0.1%, p99_increase: 20%, min_requests: 50 } }
+"#;
+
+#[test]
+fn the_sample_is_accepted_and_says_what_is_not_in_force() {
+    let (_dir, text) = with_files(SAMPLE);
+    let config = Config::parse(&text, "bridge.yaml").unwrap();
+    config.validate("bridge.yaml").unwrap();
+    assert_eq!(config.audit.checkpoint_every, Some(Duration::from_mins(1)));
+    let rotation = &config.zones[0].rotation;
+    let share = |text: &str| Wave::Share(text.parse().unwrap());
+    assert_eq!(rotation.waves, [Wave::Members(1), share("10%"), share("50%"), share("100%")]);
+    let gate = rotation.gate.unwrap();
+    assert_eq!(gate.error_rate.unwrap().millionths(), 1_000);
+    assert_eq!((gate.p99_increase.unwrap().to_string(), gate.min_requests), ("20%".to_owned(), Some(50)));
+    let warnings = config.warnings();
+    let about = |at: &str| warnings.iter().filter(|warning| warning.starts_with(at)).count();
+    for at in
+        ["audit.checkpoint_every: is not in force", "zones[0].rotation.waves: ", "zones[0].rotation.gate: "]
+    {
+        assert_eq!(about(at), 1, "{at} in {warnings:?}");
+    }
+    assert_eq!(warnings.len(), 3, "{warnings:?}");
+    // What is written out reads back.
+    let written = serde_saphyr::to_string(&config).unwrap();
+    assert_eq!(Config::parse(&written, "again").unwrap(), config);
+}
+
+#[test]
+fn what_is_in_force_gives_no_warning() {
+    let (_dir, text) = with_files(&FULL.replace("soak: 30s", "soak: 30s, approvals: 0, waves: [\"100%\"]"));
+    let config = Config::parse(&text, "bridge.yaml").unwrap();
+    config.validate("bridge.yaml").unwrap();
+    assert_eq!(config.warnings(), [""; 0]);
+}
+
+#[test]
+fn approvals_waves_and_gates_that_make_no_sense_are_refused() {
+    for (from, to, problem) in [
+        ("approvals: 0", "approvals: 2", "zones[0].rotation.approvals: is 2, but this version cannot ask"),
+        (r#", "100%""#, "", "zones[0].rotation.waves: the last wave has to be 100%"),
+        (r#""10%", "50%""#, r#""50%", "10%""#, "zones[0].rotation.waves: each wave has to be larger"),
+        ("error_rate: 0.1%", "error_rate: 101%", "zones[0].rotation.gate.error_rate"),
+        ("min_requests: 50", "min_requests: 0", "zones[0].rotation.gate.min_requests"),
+    ] {
+        let text = SAMPLE.replace(from, to);
+        assert_ne!(text, SAMPLE, "{from}");
+        let error = problems_of(&text);
+        assert!(error.contains(problem), "{problem} is missing in: {error}");
+    }
+    for wave in ["", "0", "0%", "100.1%", "-1", "ten", "1.5"] {
+        assert!(wave.parse::<Wave>().is_err(), "{wave}");
+    }
+    for percent in ["", "%", "1", ".5%", "1.%", "+1%", "1.23456%", "1e3%", "99999999999999999999%"] {
+        assert!(percent.parse::<Percent>().is_err(), "{percent}");
+    }
+    for percent in ["0%", "0.0001%", "0.1%", "12.5%", "100%", "250%"] {
+        assert_eq!(percent.parse::<Percent>().unwrap().to_string(), percent);
+    }
+}

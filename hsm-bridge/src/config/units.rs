@@ -38,6 +38,29 @@ pub(super) mod duration_or_zero {
     }
 }
 
+/// The same; may be left out. More than zero.
+pub(super) mod duration_option {
+    use core::time::Duration;
+    use serde::{Deserializer, Serializer};
+
+    #[allow(clippy::ref_option, reason = "serde's `with` gives a reference to the field")]
+    pub(in crate::config) fn serialize<S: Serializer>(
+        duration: &Option<Duration>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => super::duration::serialize(duration, to),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        super::duration::deserialize(from).map(Some)
+    }
+}
+
 /// A number of bytes: `512TiB`, `64KiB`, or a bare number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);

@@ -1,6 +1,6 @@
 //! What a parser can't see: contradictions, names, and files that are not there.
 
-use super::{Config, KeyringConfig, LimitConfig, ZoneConfig};
+use super::{Config, KeyringConfig, LimitConfig, Percent, RotationConfig, Wave, ZoneConfig};
 use crate::backend::{BackendConfig, BackendKind};
 use core::time::Duration;
 use std::collections::BTreeSet;
@@ -135,12 +135,73 @@ fn check_zone(zone: &ZoneConfig, at: &str, heartbeat: Duration, out: &mut Proble
         out.add(&format!("{at}.keyrings"), "needs at least one keyring");
     }
     out.unique(&format!("{at}.keyrings"), "name", zone.keyrings.iter().map(|keyring| keyring.name.as_str()));
-    if zone.rotation.rewrap_per_second == Some(0) {
-        out.add(&format!("{at}.rotation.rewrap_per_second"), "must be 1 or more; leave it out for no limit");
-    }
+    check_rotation(&zone.rotation, &format!("{at}.rotation"), out);
     for (index, keyring) in zone.keyrings.iter().enumerate() {
         check_keyring(keyring, &format!("{at}.keyrings[{index}]"), heartbeat, out);
     }
+}
+
+fn check_rotation(rotation: &RotationConfig, at: &str, out: &mut Problems) {
+    if rotation.rewrap_per_second == Some(0) {
+        out.add(&format!("{at}.rewrap_per_second"), "must be 1 or more; leave it out for no limit");
+    }
+    // Unlike a wave or a gate, an approval decides who may act: going on without it would be less safe than asked.
+    if rotation.approvals > 0 {
+        let approvals = rotation.approvals;
+        out.add(
+            &format!("{at}.approvals"),
+            format!(
+                "is {approvals}, but this version cannot ask for approvals, and would rotate without; write 0"
+            ),
+        );
+    }
+    let grows = rotation.waves.windows(2).all(|pair| match (pair[0], pair[1]) {
+        (Wave::Members(one), Wave::Members(next)) => one < next,
+        (Wave::Share(one), Wave::Share(next)) => one < next,
+        // Which of them is more depends on how many members there are.
+        _ => true,
+    });
+    if !grows {
+        out.add(&format!("{at}.waves"), "each wave has to be larger than the one before");
+    }
+    if rotation.waves.last().is_some_and(|last| *last != Wave::Share(Percent::ALL)) {
+        out.add(&format!("{at}.waves"), "the last wave has to be 100%, or members would be left behind");
+    }
+    if let Some(gate) = rotation.gate {
+        if gate.error_rate.is_some_and(|rate| rate > Percent::ALL) {
+            out.add(&format!("{at}.gate.error_rate"), "must not be above 100%");
+        }
+        if gate.min_requests == Some(0) {
+            out.add(&format!("{at}.gate.min_requests"), "must be 1 or more: no traffic is no proof");
+        }
+    }
+}
+
+/// What is asked for and not done, where that is safe: it changes how far a fault spreads, not who may read what.
+pub(super) fn warnings(config: &Config) -> Vec<String> {
+    let mut out = Problems(Vec::new());
+    if config.audit.checkpoint_every.is_some() {
+        out.add(
+            "audit.checkpoint_every",
+            "is not in force in this version: the audit file is appended to, without signed checkpoints",
+        );
+    }
+    for (index, zone) in config.zones.iter().enumerate() {
+        let at = format!("zones[{index}].rotation");
+        if zone.rotation.waves.len() > 1 {
+            out.add(
+                &format!("{at}.waves"),
+                "are not in force: this version promotes in one wave, after every member has proved the new version",
+            );
+        }
+        if zone.rotation.gate.is_some() {
+            out.add(
+                &format!("{at}.gate"),
+                "is not evaluated in this version: no measurement holds a rotation up or rolls it back",
+            );
+        }
+    }
+    out.0
 }
 
 fn check_keyring(keyring: &KeyringConfig, at: &str, heartbeat: Duration, out: &mut Problems) {

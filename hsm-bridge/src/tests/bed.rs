@@ -52,7 +52,7 @@ impl Bed {
                 client_ca: path("bridge.ca"),
             },
             store: format!("sqlite://{}", path("bridge.db").display()),
-            audit: AuditConfig { file: path("audit.jsonl") },
+            audit: AuditConfig { file: path("audit.jsonl"), checkpoint_every: None },
             heartbeat: Duration::from_millis(100),
             zones: vec![
                 zone(

@@ -3,6 +3,7 @@
 use super::Zone;
 use crate::catalog::{CatalogError, KekState, Place};
 use crate::clock::millis;
+use crate::config::ZoneConfig;
 use keyway_envelope::{KekVersion, KeyringId};
 use keyway_protocol::{kat, v1};
 
@@ -24,6 +25,14 @@ pub(crate) struct KeyringView {
     /// Where the primary lives.
     pub(crate) primary_places: Vec<Place>,
     pub(crate) primary_since_ms: u64,
+}
+
+impl KeyringView {
+    /// How many of the configured backends hold the primary.
+    pub(crate) fn places_in(&self, config: &ZoneConfig) -> usize {
+        let holds = |name: &str| self.primary_places.iter().any(|place| place.backend == name);
+        config.backends.iter().filter(|backend| holds(&backend.name)).count()
+    }
 }
 
 #[derive(Debug)]
