@@ -4,5 +4,6 @@ mod bed;
 mod joining;
 mod member;
 mod permissions;
+mod redundancy;
 mod restarting;
 mod rotating;
