@@ -98,10 +98,8 @@ impl Catalog {
         let write = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
         sqlx::migrate!("./migrations").run(&write).await?;
         let read = SqlitePoolOptions::new().max_connections(READERS).connect_with(options).await?;
-        let epoch: i64 = sqlx::query_scalar("UPDATE leader SET epoch = epoch + 1 RETURNING epoch")
-            .fetch_one(&write)
-            .await?;
-        Ok(Self { write, read, epoch: uint(epoch)?, clock })
+        let epoch = take_lead(&write, int(clock.now_ms())).await?;
+        Ok(Self { write, read, epoch, clock })
     }
 
     /// The leader epoch of this process.
@@ -116,9 +114,14 @@ impl Catalog {
     }
 
     /// A write transaction; it has the database's write lock, and the lead is checked.
+    ///
+    /// Each says what time it is: whatever is decided because a lease has ended is recorded with a later time than that.
     async fn begin(&self) -> Result<Write, CatalogError> {
         let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        let epoch: i64 = sqlx::query_scalar("SELECT epoch FROM leader").fetch_one(&mut *tx).await?;
+        let epoch: i64 = sqlx::query_scalar("UPDATE leader SET clock_ms = ? RETURNING epoch")
+            .bind(self.now())
+            .fetch_one(&mut *tx)
+            .await?;
         let theirs = uint(epoch)?;
         if theirs == self.epoch { Ok(tx) } else { Err(CatalogError::Deposed { ours: self.epoch, theirs }) }
     }
@@ -133,6 +136,27 @@ impl Catalog {
     fn now(&self) -> i64 {
         int(self.clock.now_ms())
     }
+}
+
+/// The next epoch, and every lease moved to this process' clock.
+///
+/// What was left of a lease when the last leader wrote is left now: no time between two processes is counted, because no
+/// clock can be trusted to have measured it. What had ended then has ended.
+async fn take_lead(write: &SqlitePool, now: i64) -> Result<u64, CatalogError> {
+    let mut tx = write.begin_with("BEGIN IMMEDIATE").await?;
+    sqlx::query(
+        "UPDATE members SET lease_end_ms = max(0, ?1 + lease_end_ms - (SELECT clock_ms FROM leader) \
+           - (lease_end_ms <= (SELECT clock_ms FROM leader)))",
+    )
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
+    let epoch: i64 = sqlx::query_scalar("UPDATE leader SET epoch = epoch + 1, clock_ms = ? RETURNING epoch")
+        .bind(now)
+        .fetch_one(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    uint(epoch)
 }
 
 /// To SQLite's only integer type. Everything counted here is far below 2^63.

@@ -18,6 +18,12 @@ impl Clock {
         Self { wall_ms: millis(wall), started: Instant::now() }
     }
 
+    /// A process that was started when the wall clock said this.
+    #[cfg(test)]
+    pub(crate) fn started_at(wall_ms: u64) -> Self {
+        Self { wall_ms, started: Instant::now() }
+    }
+
     pub(crate) fn now_ms(&self) -> u64 {
         self.wall_ms + millis(self.started.elapsed())
     }

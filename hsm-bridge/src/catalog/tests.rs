@@ -95,6 +95,61 @@ async fn numbers_are_given_once() {
     assert_eq!(bed.catalog.snapshot(ZoneId(1)).await.unwrap().generation, generation + 1);
 }
 
+/// A member that was never there before says hello.
+fn hello(instance: &str, lease_end_ms: u64) -> MemberRow {
+    MemberRow {
+        key: MemberKey { service: "spiffe://example.org/orders".into(), instance: instance.into() },
+        version: "1".into(),
+        key_exchange: "X25519MLKEM768".into(),
+        applied_generation: 0,
+        applied_digest: Vec::new(),
+        applied_ms: 0,
+        seen_ms: 5,
+        lease_end_ms,
+        nack: None,
+    }
+}
+
+#[tokio::test]
+async fn what_was_left_of_a_lease_is_left_after_a_restart_whatever_the_clock_says() {
+    const HOUR: u64 = 3_600_000;
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("c.db");
+    let mut wall = 20_000_000 * HOUR;
+    let catalog = Catalog::open(&path, Clock::started_at(wall)).await.unwrap();
+    let spec = ZoneSpec { name: "payments".into(), keyrings: Vec::new(), config_digest: [1; 32] };
+    let zone = catalog.adopt_zone(&spec).await.unwrap().id;
+    catalog.member_attached(zone, &hello("ended", wall - 1)).await.unwrap();
+    catalog.member_attached(zone, &hello("sealing", wall + HOUR)).await.unwrap();
+    catalog.close().await;
+    // Years ahead (the clock was wrong before), and years back (it is wrong now).
+    for next in [wall + 100_000 * HOUR, wall - 100_000 * HOUR, HOUR] {
+        wall = next;
+        let catalog = Catalog::open(&path, Clock::started_at(wall)).await.unwrap();
+        let ends: Vec<_> = catalog.members(zone).await.unwrap().iter().map(|row| row.lease_end_ms).collect();
+        let now = catalog.clock.now_ms();
+        assert!(ends[0] < now, "a lease that had ended begins anew at {now}: {ends:?}");
+        // What the test itself takes may be gone from it.
+        assert!((now + HOUR / 2..=now + HOUR).contains(&ends[1]), "{now}: {ends:?}");
+        catalog.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_lease_that_a_step_has_outlived_stays_ended_after_a_restart() {
+    let bed = Bed::new().await;
+    let zone = bed.kek.zone;
+    let now = bed.catalog.clock.now_ms();
+    bed.catalog.member_attached(zone, &hello("a", now)).await.unwrap();
+    while bed.catalog.clock.now_ms() == now {
+        tokio::task::yield_now().await;
+    }
+    // Nobody waits for it any more.
+    bed.begin().await;
+    let restarted = Catalog::open(&bed.dir.path().join("c.db"), Clock::started_at(1_000_000)).await.unwrap();
+    assert!(restarted.members(zone).await.unwrap()[0].lease_end_ms < restarted.clock.now_ms());
+}
+
 #[tokio::test]
 async fn a_deposed_leader_writes_nothing() {
     let bed = Bed::new().await;
