@@ -26,6 +26,8 @@ pub use table::OpenDek;
 pub struct CacheLimits {
     /// DEKs kept for opening; the longest unused go first.
     pub entries: usize,
+    /// Tenants whose DEKs are kept for sealing, per keyring and version.
+    pub tenants: usize,
     /// After this long a DEK is asked for again, in the background: so a revoked one goes.
     pub ttl_ms: u64,
     /// How long a refusal is remembered.
@@ -40,6 +42,7 @@ impl Default for CacheLimits {
     fn default() -> Self {
         Self {
             entries: 65_536,
+            tenants: 4_096,
             ttl_ms: 60 * 60 * 1000,
             negative_ttl_ms: 10_000,
             negative_entries: 16_384,
@@ -179,7 +182,9 @@ impl KeyCache {
         if let Some(dek) = found {
             if dek.wants_renewal() {
                 // In the background: this request still has a good key.
-                let _ = self.issue_flight(slot, keyring.primary, tenant, keyring.limits);
+                if self.issue_flight(slot, keyring.primary, tenant, keyring.limits).is_err() {
+                    dek.renewal_failed();
+                }
             }
             return Ok(SealLookup::Ready(dek));
         }
@@ -220,7 +225,14 @@ impl KeyCache {
     /// The control task calls it before it publishes a new primary, so that no request waits for it.
     pub fn install_seal(&self, slot: KeyringSlot, fetched: FetchedDek, limits: DekLimits) -> Arc<CachedDek> {
         let dek = self.cached(slot, fetched, limits);
-        self.seal.entry((slot, dek.kek_version())).or_default().insert(dek.tenant().into(), Arc::clone(&dek));
+        let tenants = Arc::clone(&self.seal.entry((slot, dek.kek_version())).or_default());
+        if tenants.len() >= self.limits.tenants && !tenants.contains_key(dek.tenant()) {
+            // Tenants are named by clients: past the bound one of the others has to be asked for again. Any will do, but
+            // the one for requests without a tenant.
+            let other = tenants.iter().map(|entry| entry.key().clone()).find(|tenant| !tenant.is_empty());
+            other.and_then(|tenant| tenants.remove(&tenant));
+        }
+        tenants.insert(dek.tenant().into(), Arc::clone(&dek));
         let now = self.now();
         self.open.insert(Arc::clone(&dek), *dek.key_block(), now, Millis(now.0 + self.limits.ttl_ms));
         self.changed.notify_one();

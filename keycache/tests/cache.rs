@@ -351,6 +351,21 @@ async fn flights_are_bounded() {
 }
 
 #[tokio::test]
+async fn tenants_are_bounded_and_the_one_for_all_stays() {
+    let f = fixture(CacheLimits { tenants: 4, ..CacheLimits::default() });
+    f.publish(keyring(1, &[1], DekLimits::default()));
+    f.cache.install_seal(SLOT, fetched(0, 1), DekLimits::default());
+    for n in 1..100u8 {
+        let mut dek = fetched(n, 1);
+        dek.tenant = format!("tenant-{n}").into();
+        f.cache.install_seal(SLOT, dek, DekLimits::default());
+        assert!(f.cache.cached_seal(SLOT, KekVersion(1), &format!("tenant-{n}")).is_some());
+    }
+    assert_eq!(f.cache.tenants_in_use(SLOT).len(), 4);
+    assert!(f.cache.cached_seal(SLOT, KekVersion(1), "").is_some());
+}
+
+#[tokio::test]
 async fn past_its_time_to_live_a_dek_is_asked_for_again_and_a_revoked_one_goes() {
     let f = fixture(CacheLimits { ttl_ms: 100, ..CacheLimits::default() });
     f.publish(keyring(1, &[1], DekLimits::default()));

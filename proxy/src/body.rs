@@ -29,6 +29,15 @@ pub enum BodyError {
     /// The upstream's body broke off.
     #[error("the upstream's body broke off")]
     Upstream(#[source] hyper::Error),
+    /// The client reset its stream: what came is not all of it, however it looks.
+    #[error("the request body was aborted")]
+    Aborted,
+    /// Nothing came for too long.
+    #[error("the body stopped coming")]
+    Idle {
+        /// Whose body.
+        from_upstream: bool,
+    },
     /// A segment did not open.
     #[error("the sealed body could not be opened")]
     Open {
@@ -75,7 +84,7 @@ pub enum ProxyBody {
     Full(Option<Bytes>),
     /// As it comes.
     #[doc(hidden)]
-    Source(Source),
+    Source(Box<Source>),
     /// Being sealed.
     #[doc(hidden)]
     Seal(Box<SealBody>),

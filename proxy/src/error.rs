@@ -17,6 +17,9 @@ pub enum ProxyError {
     /// The path means one route as it is written, and another after normalisation.
     #[error("the path is ambiguous: it has dot segments, empty segments or encodings that change its route")]
     AmbiguousPath,
+    /// No Host, or more than one (RFC 9112, 3.2).
+    #[error("the request must have exactly one Host")]
+    AmbiguousHost,
     /// Framing that two readers could understand differently (RFC 9112, 6.3).
     #[error("the request has both Content-Length and Transfer-Encoding")]
     AmbiguousFraming,
@@ -67,6 +70,9 @@ pub enum ProxyError {
     /// The client's body broke off.
     #[error("the request body broke off")]
     ClientBody,
+    /// The client's body stopped coming.
+    #[error("the request body stopped coming")]
+    ClientIdle,
     /// No connection, or it broke before the response's head.
     #[error("the upstream cannot be reached: {0}")]
     UpstreamUnreachable(String),
@@ -85,6 +91,7 @@ impl ProxyError {
         match self {
             Self::NoRoute => (StatusCode::NOT_FOUND, "no-route"),
             Self::AmbiguousPath => (StatusCode::BAD_REQUEST, "ambiguous-path"),
+            Self::AmbiguousHost => (StatusCode::BAD_REQUEST, "ambiguous-host"),
             Self::AmbiguousFraming => (StatusCode::BAD_REQUEST, "ambiguous-framing"),
             Self::Unsupported(_) => (StatusCode::NOT_IMPLEMENTED, "unsupported"),
             Self::Tenant(_) => (StatusCode::BAD_REQUEST, "tenant-missing"),
@@ -101,10 +108,19 @@ impl ProxyError {
             Self::DigestMismatch(_) => (StatusCode::BAD_REQUEST, "digest-mismatch"),
             Self::DigestMalformed(_) => (StatusCode::BAD_REQUEST, "digest-malformed"),
             Self::PartialUpload => (StatusCode::BAD_REQUEST, "partial-upload"),
+            Self::ClientIdle => (StatusCode::REQUEST_TIMEOUT, "client-idle"),
             Self::ClientBody => (StatusCode::BAD_REQUEST, "client-body"),
             Self::UpstreamUnreachable(_) => (StatusCode::BAD_GATEWAY, "upstream-unreachable"),
             Self::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream-timeout"),
             Self::UpstreamProtocol(_) => (StatusCode::BAD_GATEWAY, "upstream-protocol"),
+        }
+    }
+
+    /// What the client reads. What the upstream's stack said of a failure is for the log alone.
+    fn title(&self) -> String {
+        match self {
+            Self::UpstreamUnreachable(_) => "the upstream cannot be reached".to_owned(),
+            other => other.to_string(),
         }
     }
 
@@ -114,7 +130,7 @@ impl ProxyError {
         let (status, code) = self.status_and_code();
         let problem = serde_json::json!({
             "type": format!("urn:keyway:error:{code}"),
-            "title": self.to_string(),
+            "title": self.title(),
             "status": status.as_u16(),
             "instance": format!("urn:keyway:request:{request_id}"),
         });
@@ -135,7 +151,7 @@ impl ProxyError {
                     headers.insert(CONTENT_RANGE, value);
                 }
             }
-            Self::AmbiguousFraming | Self::HeaderLimits => {
+            Self::AmbiguousFraming | Self::AmbiguousHost | Self::HeaderLimits | Self::ClientIdle => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}
@@ -149,7 +165,9 @@ impl ProxyError {
     /// The failure of a body that was being read or written before any response.
     pub(crate) fn from_body(error: &BodyError) -> Self {
         match error {
-            BodyError::Client(_) => Self::ClientBody,
+            BodyError::Client(_) | BodyError::Aborted => Self::ClientBody,
+            BodyError::Idle { from_upstream: false } => Self::ClientIdle,
+            BodyError::Idle { from_upstream: true } => Self::UpstreamTimeout,
             BodyError::Upstream(error) => Self::UpstreamUnreachable(error.to_string()),
             BodyError::Open { error, from_upstream } => {
                 Self::OpenFailed { reason: error.reason(), from_upstream: *from_upstream }

@@ -2,8 +2,8 @@
 
 use crate::error::ProxyError;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, ETAG, EXPECT, HOST, IF_MATCH, IF_NONE_MATCH, IF_RANGE, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, CONTENT_LENGTH, COOKIE, ETAG, EXPECT, HOST, IF_MATCH, IF_NONE_MATCH, IF_RANGE,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 
@@ -61,17 +61,33 @@ pub(crate) fn prepare_request(
 ) {
     strip_hop_by_hop(headers);
     headers.remove(EXPECT);
-    if !headers.contains_key(HOST) {
-        // HTTP/2 has it in :authority.
-        let host = uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
-        headers.insert(HOST, host.unwrap_or_else(|| upstream_host.clone()));
+    // An authority in the target (HTTP/2, absolute-form) goes before Host and replaces it (RFC 9112, 3.2.2): what was
+    // routed by is what the upstream sees.
+    let authority =
+        uri.authority().map(|authority| authority.as_str().rsplit('@').next().unwrap_or_default());
+    if let Some(host) = authority.and_then(|authority| HeaderValue::from_str(authority).ok()) {
+        headers.insert(HOST, host);
+    } else if !headers.contains_key(HOST) {
+        headers.insert(HOST, upstream_host.clone());
     }
+    join_cookies(headers, version);
     let via = match version {
         Version::HTTP_2 => HeaderValue::from_static("2 keyway"),
         Version::HTTP_10 => HeaderValue::from_static("1.0 keyway"),
         _ => HeaderValue::from_static("1.1 keyway"),
     };
     headers.append(VIA, via);
+}
+
+/// HTTP/2 may split Cookie into several fields; HTTP/1.1 has one (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap, version: Version) {
+    if version != Version::HTTP_2 || headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let parts: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&parts.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 /// Takes out digests of other bytes.

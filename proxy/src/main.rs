@@ -3,6 +3,7 @@
 use anyhow::Context;
 use clap::Parser;
 use keyway_proxy::{Config, ConfigError};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,12 +29,10 @@ struct Arguments {
 /// Exit code of a bad configuration (EX_USAGE).
 const EXIT_CONFIG: u8 = 64;
 
-#[expect(clippy::print_stdout, reason = "--check and --print-schema answer on standard output")]
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.print_schema {
-        println!("{:#}", Config::schema());
-        return ExitCode::SUCCESS;
+        return print(&Config::schema());
     }
     let path = arguments.config.unwrap_or_default();
     let config = match Config::load(&path) {
@@ -41,8 +40,7 @@ fn main() -> ExitCode {
         Err(error) => return bad_config(&error),
     };
     if arguments.check {
-        println!("{:#}", serde_json::to_value(&config).unwrap_or_default());
-        return ExitCode::SUCCESS;
+        return print(&serde_json::to_value(&config).unwrap_or_default());
     }
     keyway_proxy::init_process();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -53,6 +51,13 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
+}
+
+/// To standard output. A reader that has gone away (`| head`) is no failure.
+fn print(value: &serde_json::Value) -> ExitCode {
+    let written = writeln!(std::io::stdout(), "{value:#}");
+    let gone = written.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe);
+    if written.is_ok() || gone { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 async fn serve(path: PathBuf, config: Config, ready_file: Option<PathBuf>) -> anyhow::Result<()> {

@@ -51,6 +51,8 @@ pub(crate) struct Route {
 #[derive(Debug)]
 pub(crate) struct RouteTable {
     routes: Vec<Arc<Route>>,
+    /// Whether any of them seals: only then is there something to get around.
+    protects: bool,
     /// Counts requests that no route takes.
     pub(crate) unrouted: RouteMetrics,
 }
@@ -66,8 +68,9 @@ impl RouteTable {
             .routes
             .iter()
             .map(|config| Route::build(listener, config, cache, telemetry).map(Arc::new))
-            .collect::<Result<_, _>>()?;
-        Ok(Self { routes, unrouted: telemetry.route(&listener.name, "none") })
+            .collect::<Result<Vec<Arc<Route>>, _>>()?;
+        let protects = routes.iter().any(|route| !matches!(route.mode, RouteMode::Pass));
+        Ok(Self { routes, protects, unrouted: telemetry.route(&listener.name, "none") })
     }
 
     /// The first route that takes the request.
@@ -78,10 +81,11 @@ impl RouteTable {
     pub(crate) fn find(&self, method: &Method, host: &str, path: &str) -> Result<&Arc<Route>, ProxyError> {
         let find = |path: &str| self.routes.iter().position(|route| route.takes(method, host, path));
         let found = find(path);
-        if let Some(normal) = path::normalised(path)
-            && find(&normal) != found
-        {
-            return Err(ProxyError::AmbiguousPath);
+        if self.protects {
+            let readings = path::readings(path).map_err(|_| ProxyError::AmbiguousPath)?;
+            if readings.iter().any(|reading| find(reading) != found) {
+                return Err(ProxyError::AmbiguousPath);
+            }
         }
         found.map(|n| &self.routes[n]).ok_or(ProxyError::NoRoute)
     }

@@ -93,7 +93,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     }
     tracing::info!(selected = keyway_envelope::Implementation::selected().name(), "AES-256-GCM serves");
     let names: BTreeSet<KeyringName> = config.keyrings().collect();
-    let clock = move || Millis(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
+    let clock = boot_clock;
     let cache = KeyCache::new(names.into_iter().collect(), CacheLimits::default(), clock);
     let telemetry = Telemetry::new();
     let totals = Arc::new(Totals::default());
@@ -118,6 +118,11 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let admin_addr = admin_socket.local_addr()?;
     let drain = CancellationToken::new();
     let (runtime, control_thread) = control_runtime()?;
+    if !keyway_envelope::memory_is_locked() {
+        tracing::warn!(
+            "keys could not be locked into memory; raise RLIMIT_MEMLOCK (LimitMEMLOCK= of systemd)"
+        );
+    }
     let control = start_control(&config, &cache, &totals, &runtime)?.map(Arc::new);
     let config = Arc::new(ArcSwap::from_pointee(config));
     let state = admin::State {
@@ -186,6 +191,11 @@ impl Running {
             ("admin", old.admin != config.admin),
             ("workers", old.worker_count() != config.worker_count()),
             ("limits.connections", old.limits.connections != config.limits.connections),
+            ("drain_timeout", old.drain_timeout != config.drain_timeout),
+            (
+                "identity",
+                serde_json::to_value(&old.identity).ok() != serde_json::to_value(&config.identity).ok(),
+            ),
             ("bridge", serde_json::to_value(&old.bridge).ok() != serde_json::to_value(&config.bridge).ok()),
         ] {
             if changed {
@@ -238,13 +248,8 @@ fn build_listener(
     let failed = |message: String| StartError::Listener { listener: listener.name.clone(), message };
     let routes = RouteTable::build(listener, cache, telemetry).map_err(failed)?;
     let limits = &config.limits;
-    let upstream = Upstream::new(
-        &listener.upstream,
-        listener.upstream_tls.as_ref(),
-        limits.connect_timeout.0,
-        limits.upstream_timeout.0,
-    )
-    .map_err(|error| failed(error.to_string()))?;
+    let upstream = Upstream::new(&listener.upstream, listener.upstream_tls.as_ref(), limits)
+        .map_err(|error| failed(error.to_string()))?;
     let tls = listener.tls.as_ref().map(server::acceptor).transpose().map_err(failed)?;
     let keys = Keys::new(Arc::clone(cache), limits.key_timeout.0);
     let transform = Transform { role: listener.role, keys, upstream };
@@ -311,6 +316,13 @@ fn start_control(
 
 fn tls_files(identity: &Identity) -> TlsFiles {
     TlsFiles { cert: identity.cert.clone(), key: identity.key.clone(), ca: identity.ca.clone() }
+}
+
+/// Milliseconds since the machine started, those spent suspended included: a lease runs out while its holder sleeps.
+fn boot_clock() -> Millis {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let millis = now.tv_sec.saturating_mul(1000).saturating_add(now.tv_nsec / 1_000_000);
+    Millis(u64::try_from(millis).unwrap_or(0))
 }
 
 fn host_name() -> String {

@@ -34,7 +34,11 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// HTTP/2 flow control: what one stream and one connection may have under way, in bytes.
 const H2_STREAM_WINDOW: u32 = 1024 * 1024;
 const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-const H2_STREAMS: u32 = 256;
+const H2_STREAMS: u32 = 128;
+/// Bytes written and not yet sent, per stream: a client that does not read holds no more than this times the streams.
+const H2_SEND_BUFFER: usize = 128 * 1024;
+/// Connections still taken from the backlog once a drain has begun.
+const BACKLOG_MAX: u32 = 4096;
 
 /// What the workers of one listener share.
 #[derive(Debug)]
@@ -103,13 +107,12 @@ async fn keep_house() {
 
 async fn accept(listener: Arc<ListenerShared>, socket: TcpListener, shared: WorkerShared) {
     let graceful = GracefulShutdown::new();
+    let mut after_drain = 0;
     loop {
-        // At the limit new connections wait in the backlog.
-        let Ok(permit) = Arc::clone(&shared.connections).acquire_owned().await else { break };
         let stream = tokio::select! {
-            // Connections that are in the backlog already are served before the drain begins.
+            // Connections that are in the backlog already are served before the drain begins, as many as it can hold.
             biased;
-            accepted = socket.accept() => match accepted {
+            accepted = socket.accept(), if after_drain < BACKLOG_MAX => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // Out of file descriptors, or a connection that was gone again.
@@ -120,6 +123,13 @@ async fn accept(listener: Arc<ListenerShared>, socket: TcpListener, shared: Work
             },
             () = shared.drain.cancelled() => break,
         };
+        after_drain += u32::from(shared.drain.is_cancelled());
+        // At the limit a connection waits here, and those behind it in the backlog.
+        let permit = tokio::select! {
+            permit = Arc::clone(&shared.connections).acquire_owned() => permit.ok(),
+            () = shared.drain.cancelled() => Arc::clone(&shared.connections).try_acquire_owned().ok(),
+        };
+        let Some(permit) = permit else { break };
         let connection = serve(Arc::clone(&listener), stream, shared.clone(), graceful.watcher());
         tokio::spawn(async move {
             connection.await;
@@ -162,7 +172,7 @@ async fn serve_http<IO>(
 {
     let limits = listener.limits.load_full();
     let header_bytes = usize::try_from(limits.header_bytes.0).unwrap_or(usize::MAX);
-    let (io, fault) = FramedIo::new(io, header_bytes, limits.header_timeout.0);
+    let (io, fault) = FramedIo::new(io, header_bytes, limits.header_timeout.0, limits.idle_timeout.0);
     let stack = stack::build(Arc::clone(&listener.serving), shared.totals, fault);
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
@@ -178,6 +188,7 @@ async fn serve_http<IO>(
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .max_concurrent_streams(H2_STREAMS)
         .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
+        .max_send_buf_size(H2_SEND_BUFFER)
         .keep_alive_interval(Some(Duration::from_secs(60)))
         .keep_alive_timeout(Duration::from_secs(20));
     let connection = builder.serve_connection(TokioIo::new(io), TowerToHyperService::new(stack)).into_owned();

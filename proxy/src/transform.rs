@@ -58,16 +58,19 @@ impl Transform {
     async fn pass(&self, request: Request<Incoming>) -> Result<Response<ProxyBody>, ProxyError> {
         let (mut parts, incoming) = request.into_parts();
         let has_body = has_body(&parts.method, &parts.headers, &incoming, false);
+        let version = parts.version;
         self.prepare(&mut parts)?;
         let (body, progress) = if has_body {
             let progress = Arc::new(UploadProgress::default());
-            (ProxyBody::Source(Source::client(incoming).with_progress(Arc::clone(&progress))), Some(progress))
+            let source = Source::client(incoming, version, self.upstream.body_idle_max());
+            (ProxyBody::Source(Box::new(source.with_progress(Arc::clone(&progress)))), Some(progress))
         } else {
+            parts.headers.remove(CONTENT_LENGTH);
             (ProxyBody::Empty, None)
         };
         let request = Request::from_parts(parts, body);
         let response = self.upstream.send(request, progress.as_deref()).await?;
-        Ok(finish_response(response.map(ProxyBody::Source)))
+        Ok(finish_response(response.map(|source| ProxyBody::Source(Box::new(source)))))
     }
 
     /// Host, Via, origin-form target, HTTP/1.1: what every request needs on its way out.
@@ -143,12 +146,14 @@ pub(super) enum Opening {
 }
 
 /// Whether a request has content (RFC 9110, 6.4): its framing says so. A PUT always has: storing nothing is storing
-/// an empty object, and that is sealed as well.
+/// an empty object, and that is sealed as well. Methods without content may still say `Content-Length: 0`.
 fn has_body(method: &Method, headers: &HeaderMap, incoming: &Incoming, protected: bool) -> bool {
-    headers.contains_key(CONTENT_LENGTH)
-        || headers.contains_key(TRANSFER_ENCODING)
-        || !incoming.is_end_stream()
-        || (protected && method == Method::PUT)
+    if !incoming.is_end_stream() {
+        return true;
+    }
+    let contentless = matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS);
+    (protected && method == Method::PUT)
+        || (!contentless && (headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING)))
 }
 
 /// Whether a response has content (RFC 9110, 6.4.1).

@@ -7,9 +7,11 @@ pub(crate) use connect::UpstreamError;
 
 use crate::body::seal::UploadProgress;
 use crate::body::{BodyError, ProxyBody, Source};
+use crate::config::Limits;
 use crate::error::ProxyError;
 use connect::Connector;
-use http::{HeaderValue, Method, Request, Response};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::client::conn::http1::SendRequest;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -41,6 +43,7 @@ pub(crate) struct Upstream {
     connector: Arc<Connector>,
     connect_timeout: Duration,
     response_timeout: Duration,
+    body_idle_max: Duration,
 }
 
 /// A connection in use. Given back when the response's body has ended, closed if it is dropped before.
@@ -79,16 +82,21 @@ impl Upstream {
     pub(crate) fn new(
         address: &str,
         tls: Option<&crate::config::UpstreamTls>,
-        connect_timeout: Duration,
-        response_timeout: Duration,
+        limits: &Limits,
     ) -> Result<Self, UpstreamError> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Ok(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             connector: Arc::new(Connector::new(UpstreamAddress::parse(address)?, tls)?),
-            connect_timeout,
-            response_timeout,
+            connect_timeout: limits.connect_timeout.0,
+            response_timeout: limits.upstream_timeout.0,
+            body_idle_max: limits.idle_timeout.0,
         })
+    }
+
+    /// How long a body may go without a byte, in either direction.
+    pub(crate) fn body_idle_max(&self) -> Duration {
+        self.body_idle_max
     }
 
     /// The Host for requests that bring none.
@@ -116,8 +124,9 @@ impl Upstream {
             let sent = self.respond_in_time(sender.try_send_request(request), progress).await?;
             let mut error = match sent {
                 Ok(response) => {
+                    check_framing(&response)?;
                     let lease = Lease { upstream: self.id, sender };
-                    return Ok(response.map(|body| Source::upstream(body, Some(lease))));
+                    return Ok(response.map(|body| Source::upstream(body, Some(lease), self.body_idle_max)));
                 }
                 Err(error) => error,
             };
@@ -181,6 +190,18 @@ impl Upstream {
         sender.ready().await.map_err(|error| ProxyError::UpstreamUnreachable(error.to_string()))?;
         Ok(sender)
     }
+}
+
+/// What no HTTP/1.1 server sends to a request of ours. hyper lets Transfer-Encoding win over a Content-Length beside it
+/// and leaves both in the headers: the length would then be believed by whoever reads on.
+fn check_framing<T>(response: &Response<T>) -> Result<(), ProxyError> {
+    if response.headers().contains_key(TRANSFER_ENCODING) && response.headers().contains_key(CONTENT_LENGTH) {
+        return Err(ProxyError::UpstreamProtocol("it has both Content-Length and Transfer-Encoding"));
+    }
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(ProxyError::UpstreamProtocol("it switched protocols, which nobody asked for"));
+    }
+    Ok(())
 }
 
 trait Closed {

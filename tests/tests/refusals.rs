@@ -170,6 +170,13 @@ async fn an_upstream_that_breaks_off_or_lies() {
             "/objects/close-cut".to_owned(),
             respond("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n".to_owned(), half),
         ),
+        // hyper believes Transfer-Encoding; whoever believed the length would end cleanly after 5 bytes.
+        ("/objects/two-lengths".to_owned(), {
+            let head =
+                "HTTP/1.1 200 OK\r\nContent-Length: 181\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned();
+            respond(head, &[&chunk(&sealed)[..], b"0\r\n\r\n"].concat())
+        }),
+        ("/objects/switch".to_owned(), b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nab".to_vec()),
         ("/objects/chunk-good".to_owned(), respond(chunked, &[&chunk(&sealed)[..], b"0\r\n\r\n"].concat())),
         ("/objects/part".to_owned(), b"HTTP/1.1 206 Partial Content\r\nContent-Length: 2\r\n\r\nab".to_vec()),
         ("/objects/none".to_owned(), Vec::new()),
@@ -190,6 +197,13 @@ async fn an_upstream_that_breaks_off_or_lies() {
         assert!(answer.body.len() < plain.len() && plain.starts_with(&answer.body), "{path}");
     }
     assert!(get(data, "/objects/chunk-good").await.expect(200).body == plain);
+    for path in ["two-lengths", "switch"] {
+        assert_eq!(
+            get(data, &format!("/objects/{path}")).await.expect(502).code(),
+            "upstream-protocol",
+            "{path}"
+        );
+    }
     assert_eq!(get(data, "/objects/part").await.expect(502).code(), "upstream-protocol");
     assert_eq!(get(data, "/objects/none").await.expect(502).code(), "upstream-unreachable");
     assert!(get(data, "/objects/empty").await.expect(204).body.is_empty());

@@ -43,7 +43,12 @@ impl Flights {
         if let Some(flight) = self.under_way.get(&key) {
             return Ok(Pending::new(flight.clone()));
         }
-        if self.under_way.len() >= self.max {
+        // Blocks are made up by anybody; a quarter of the places is for sealing.
+        let max = match key {
+            FlightKey::Open(..) => self.max - self.max / 4,
+            FlightKey::Issue(..) => self.max,
+        };
+        if self.under_way.len() >= max {
             return Err(KeyError::Unavailable);
         }
         match self.under_way.entry(key.clone()) {

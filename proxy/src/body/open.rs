@@ -17,6 +17,8 @@ pub(crate) struct Window {
     pub(crate) skip: u64,
     /// Kept after that; `None` for all, of unknown length.
     pub(crate) take: Option<u64>,
+    /// Whether what lies behind is to be cut off (a range), or is an error (the whole).
+    pub(crate) cuts: bool,
 }
 
 /// Opens what comes from a [`Source`] whose header has been read.
@@ -27,6 +29,7 @@ pub struct OpenBody {
     dek: Arc<CachedDek>,
     skip: u64,
     remaining: Option<u64>,
+    cuts: bool,
     /// Frames made before the response's head went out, by [`OpenBody::prime`].
     primed: Option<Frame<Bytes>>,
     trailers: Option<HeaderMap>,
@@ -49,6 +52,7 @@ impl OpenBody {
             dek,
             skip: window.skip,
             remaining: window.take,
+            cuts: window.cuts,
             primed: None,
             trailers: None,
         }
@@ -131,7 +135,12 @@ impl OpenBody {
         self.skip -= skip;
         bytes.advance(usize::try_from(skip).unwrap_or(usize::MAX));
         if let Some(remaining) = &mut self.remaining {
-            // What lies behind the window was fetched only to verify its segment.
+            if !self.cuts && bytes.len() as u64 > *remaining {
+                // A length that is too small must not end the body cleanly in the middle of the envelope.
+                self.opener = None;
+                return Err(BodyError::Length { from_upstream: self.source.is_from_upstream() });
+            }
+            // What lies behind a range was fetched only to verify its segment.
             bytes.truncate(usize::try_from(*remaining).unwrap_or(usize::MAX));
             *remaining -= bytes.len() as u64;
         }

@@ -154,6 +154,10 @@ impl SealBody {
 
     fn take_in(&mut self, data: Bytes) -> Result<(), BodyError> {
         let len = data.len() as u64;
+        // Also while no segment is full yet: an upload that trickles is no upstream that hangs.
+        if let Some(progress) = &self.progress {
+            progress.step();
+        }
         if let Some(remaining) = &mut self.plain_remaining {
             *remaining = remaining
                 .checked_sub(len)

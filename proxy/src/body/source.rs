@@ -4,13 +4,15 @@ use super::BodyError;
 use super::seal::UploadProgress;
 use crate::upstream::Lease;
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep};
 
 /// Where a body comes from.
 #[derive(Debug)]
@@ -23,11 +25,40 @@ pub struct Source {
     /// The upstream connection, to be handed back when the body has ended.
     lease: Option<Lease>,
     from_upstream: bool,
+    /// HTTP/2, where hyper shows a stream that was reset with NO_ERROR as one that has ended.
+    http2: bool,
     progress: Option<Arc<UploadProgress>>,
+    idle: Idle,
+}
+
+/// How long nothing may come while somebody waits for it.
+#[derive(Debug)]
+struct Idle {
+    max: Duration,
+    /// Made at the first wait; armed anew at each wait that follows progress.
+    sleep: Option<Pin<Box<Sleep>>>,
+    is_armed: bool,
+}
+
+impl Idle {
+    fn poll_expired(&mut self, cx: &mut Context<'_>) -> bool {
+        let end = Instant::now() + self.max;
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
+        if !self.is_armed {
+            sleep.as_mut().reset(end);
+            self.is_armed = true;
+        }
+        sleep.as_mut().poll(cx).is_ready()
+    }
 }
 
 impl Source {
-    pub(crate) fn client(incoming: Incoming) -> Self {
+    /// A client's body.
+    pub(crate) fn client(incoming: Incoming, version: Version, idle_max: Duration) -> Self {
+        Self { http2: version == Version::HTTP_2, ..Self::new(incoming, idle_max) }
+    }
+
+    fn new(incoming: Incoming, idle_max: Duration) -> Self {
         Self {
             first: VecDeque::new(),
             first_len: 0,
@@ -35,13 +66,16 @@ impl Source {
             incoming,
             lease: None,
             from_upstream: false,
+            http2: false,
             progress: None,
+            idle: Idle { max: idle_max, sleep: None, is_armed: false },
         }
     }
 
-    pub(crate) fn upstream(incoming: Incoming, lease: Option<Lease>) -> Self {
-        let mut source = Self { lease, from_upstream: true, ..Self::client(incoming) };
-        source.release_if_ended();
+    /// An upstream's body.
+    pub(crate) fn upstream(incoming: Incoming, lease: Option<Lease>, idle_max: Duration) -> Self {
+        let mut source = Self { lease, from_upstream: true, ..Self::new(incoming, idle_max) };
+        source.release_if(source.incoming.is_end_stream());
         source
     }
 
@@ -100,8 +134,18 @@ impl Source {
         if let Some(trailers) = self.trailers.take() {
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
-        let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(cx));
-        self.release_if_ended();
+        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+            if self.idle.poll_expired(cx) {
+                self.lease = None;
+                return Poll::Ready(Some(Err(BodyError::Idle { from_upstream: self.from_upstream })));
+            }
+            return Poll::Pending;
+        };
+        self.idle.is_armed = false;
+        if frame.is_none() && self.http2 && !self.incoming.is_end_stream() {
+            return Poll::Ready(Some(Err(BodyError::Aborted)));
+        }
+        self.release_if(frame.is_none() || self.incoming.is_end_stream());
         self.step(frame.is_none());
         Poll::Ready(frame.map(|frame| {
             frame.map_err(|error| {
@@ -134,10 +178,8 @@ impl Source {
         }
     }
 
-    fn release_if_ended(&mut self) {
-        if self.incoming.is_end_stream()
-            && let Some(lease) = self.lease.take()
-        {
+    fn release_if(&mut self, has_ended: bool) {
+        if has_ended && let Some(lease) = self.lease.take() {
             lease.release();
         }
     }

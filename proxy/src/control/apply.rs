@@ -128,7 +128,7 @@ async fn prefetch_seal(
                 zone.cache.install_seal(slot, fetched, planned.limits);
             }
             // One tenant that has been closed must not hold up the rotation of all others.
-            Err(error) if !tenant.is_empty() && error.to_source() != SourceError::Unavailable => {
+            Err(error) if !tenant.is_empty() => {
                 warn!(zone = %zone.name, keyring = %planned.name, %error, "a tenant gets no DEK under the new primary");
             }
             Err(error) => {

@@ -1,7 +1,6 @@
 //! Path patterns, and the normal form that a path might take at the upstream.
 
 use percent_encoding::percent_decode_str;
-use std::borrow::Cow;
 
 /// `/objects/**`: segments to match one by one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,37 +58,61 @@ impl PathPattern {
     }
 }
 
-/// What an upstream may make of the path: percent-encodings decoded, backslashes and repeated slashes as one, dot
-/// segments resolved (RFC 3986, 5.2.4 and 6.2.2). `None` if that is the path itself, as it nearly always is.
-pub(super) fn normalised(path: &str) -> Option<String> {
+/// What upstreams may make of a path: `Ok` with every other reading of it, usually none.
+///
+/// Servers differ in whether they decode (and a server behind another proxy may decode twice), take a backslash for a
+/// slash, merge slashes, or drop path parameters (`;a=b`) first. Each combination is one reading.
+///
+/// # Errors
+/// If any reading has a dot segment: what it resolves to depends on the order of all the rest (RFC 3986, 5.2.4).
+pub(super) fn readings(path: &str) -> Result<Vec<String>, DotSegment> {
     let plain = !path.contains(['%', '\\', ';']) && !path.contains("//") && !path.contains("/.");
     if plain {
-        return None;
+        return Ok(Vec::new());
     }
-    let mut decoded: Cow<'_, str> = path.into();
-    // Twice: an upstream behind another proxy may decode what that one has decoded.
-    for _ in 0..2 {
-        let next = percent_decode_str(&decoded).decode_utf8_lossy().replace('\\', "/");
-        decoded = next.into();
-    }
-    let mut segments: Vec<&str> = Vec::new();
-    for part in decoded.split('/') {
-        // Path parameters (`;a=b`) are dropped by some servers before they look at the path.
-        match part.split(';').next().unwrap_or_default() {
-            "" | "." => {}
-            ".." => drop(segments.pop()),
-            part => segments.push(part),
+    let mut found = Vec::new();
+    let mut decoded = path.to_owned();
+    for level in 0..3 {
+        if level > 0 {
+            decoded = percent_decode_str(&decoded).decode_utf8_lossy().into_owned();
+        }
+        let slashed = decoded.replace('\\', "/");
+        let has_dots = slashed.split('/').any(|part| matches!(part.split(';').next(), Some("." | "..")));
+        if has_dots {
+            return Err(DotSegment);
+        }
+        for text in [decoded.as_str(), slashed.as_str()] {
+            for (merge, strip) in [(false, false), (false, true), (true, false), (true, true)] {
+                let reading = read(text, merge, strip);
+                if reading != path && !found.contains(&reading) {
+                    found.push(reading);
+                }
+            }
         }
     }
-    let mut normal = String::with_capacity(decoded.len());
-    for segment in &segments {
-        normal.push('/');
-        normal.push_str(segment);
+    Ok(found)
+}
+
+/// A path with `.` or `..` in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DotSegment;
+
+fn read(path: &str, merge_slashes: bool, strip_parameters: bool) -> String {
+    let rest = path.strip_prefix('/').unwrap_or(path);
+    let parts = rest
+        .split('/')
+        .map(|part| if strip_parameters { part.split(';').next().unwrap_or_default() } else { part });
+    let last = rest.split('/').count() - 1;
+    let mut reading = String::with_capacity(path.len());
+    for (n, part) in parts.enumerate() {
+        // The end of `/a/` is no empty segment in between.
+        if merge_slashes && part.is_empty() && n != last {
+            continue;
+        }
+        reading.push('/');
+        reading.push_str(part);
     }
-    if decoded.ends_with('/') || normal.is_empty() {
-        normal.push('/');
-    }
-    (normal != path).then_some(normal)
+    reading
 }
 
 #[cfg(test)]
@@ -119,21 +142,34 @@ mod tests {
     }
 
     #[test]
-    fn normal_forms() {
-        for (path, normal) in [
-            ("/objects/x", None),
-            ("/a.b/c", None),
-            ("//objects/x", Some("/objects/x")),
-            ("/x/../objects/y", Some("/objects/y")),
-            ("/%6fbjects/x", Some("/objects/x")),
-            ("/x/%2e%2e/objects", Some("/objects")),
-            ("/x/%252e%252e/objects", Some("/objects")),
-            ("/x\\..\\objects", Some("/objects")),
-            ("/objects;v=1/x", Some("/objects/x")),
-            ("/..", Some("/")),
-            ("/a%2Fb", Some("/a/b")),
+    fn every_reading_of_a_path_is_found() {
+        for path in ["/objects/x", "/a.b/c", "/a/", "/.well-known/x"] {
+            assert_eq!(readings(path), Ok(Vec::new()), "{path}");
+        }
+        for (path, reading) in [
+            ("//objects/x", "/objects/x"),
+            ("/%6fbjects/x", "/objects/x"),
+            ("/%256fbjects/x", "/objects/x"),
+            ("/objects\\x", "/objects/x"),
+            ("/objects;v=1/x", "/objects/x"),
+            ("/objects%3bv=1/x", "/objects/x"),
+            ("/a%2Fb", "/a/b"),
+            ("/a//b/", "/a/b/"),
         ] {
-            assert_eq!(normalised(path).as_deref(), normal, "{path}");
+            let found = readings(path).unwrap();
+            assert!(found.iter().any(|found| found == reading), "{path}: {found:?}");
+        }
+        for path in [
+            "/x/../objects/y",
+            "/x/%2e%2e/objects",
+            "/x/%252e%252e/objects",
+            "/x\\..\\objects",
+            "/z/../objects//../pub/x",
+            "/x/objects/..;/pub/y",
+            "/x/./y",
+            "/..",
+        ] {
+            assert_eq!(readings(path), Err(DotSegment), "{path}");
         }
     }
 }

@@ -53,29 +53,39 @@ pub(super) struct FramedIo<IO> {
     tracker: Tracker,
     fault: FramingFault,
     header_timeout: Duration,
-    /// Runs while a head has begun and not ended.
+    /// Until the first byte: hyper has no timer for that.
+    first_timeout: Duration,
+    has_begun: bool,
+    /// Runs until the first byte, and while a head has begun and not ended.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl<IO> FramedIo<IO> {
-    pub(super) fn new(inner: IO, header_bytes: usize, header_timeout: Duration) -> (Self, FramingFault) {
+    pub(super) fn new(
+        inner: IO,
+        header_bytes: usize,
+        header_timeout: Duration,
+        first_timeout: Duration,
+    ) -> (Self, FramingFault) {
         let fault = FramingFault::default();
         let io = Self {
             inner,
             tracker: Tracker::new(header_bytes),
             fault: fault.clone(),
             header_timeout,
+            first_timeout,
+            has_begun: false,
             deadline: None,
         };
         (io, fault)
     }
 
     fn watch_deadline(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if !self.tracker.head_is_partial() {
+        if self.has_begun && !self.tracker.head_is_partial() {
             self.deadline = None;
             return Ok(());
         }
-        let timeout = self.header_timeout;
+        let timeout = if self.has_begun { self.header_timeout } else { self.first_timeout };
         let deadline =
             self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + timeout)));
         if deadline.as_mut().poll(cx).is_ready() {
@@ -93,9 +103,12 @@ impl<IO: AsyncRead + Unpin> AsyncRead for FramedIo<IO> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buf);
-        if let Poll::Ready(Ok(())) = read
-            && let Some(fault) = self.tracker.take_in(&buf.filled()[before..])
-        {
+        let came = buf.filled().len() > before;
+        if came && !self.has_begun {
+            self.has_begun = true;
+            self.deadline = None;
+        }
+        if came && let Some(fault) = self.tracker.take_in(&buf.filled()[before..]) {
             self.fault.set(fault);
         }
         self.watch_deadline(cx)?;

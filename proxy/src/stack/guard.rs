@@ -2,7 +2,7 @@
 
 use crate::error::ProxyError;
 use crate::server::framing::{Fault, FramingFault};
-use http::header::{CONNECTION, UPGRADE};
+use http::header::{CONNECTION, HOST, UPGRADE};
 use http::{Method, Request, Version};
 use hyper::body::Incoming;
 use tower::Layer;
@@ -38,6 +38,12 @@ impl Guard {
             Some(Fault::Ambiguous) => return Err(ProxyError::AmbiguousFraming),
             Some(Fault::TooLarge) => return Err(ProxyError::HeaderLimits),
             None => {}
+        }
+        let mut hosts = request.headers().get_all(HOST).iter();
+        let (host, more) = (hosts.next(), hosts.next());
+        let missing = host.is_none() && request.version() == Version::HTTP_11;
+        if missing || more.is_some() {
+            return Err(ProxyError::AmbiguousHost);
         }
         if *request.method() == Method::CONNECT {
             return Err(ProxyError::Unsupported("CONNECT is not carried here"));

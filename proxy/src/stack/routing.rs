@@ -77,6 +77,8 @@ fn route(serving: &Serving, request: &Request<Incoming>) -> Result<Arc<Route>, P
             host_without_port(header)
         }
     };
+    // A name with its root dot is the same name.
+    let host = host.strip_suffix('.').unwrap_or(host);
     serving.routes.find(request.method(), host, uri.path()).cloned()
 }
 

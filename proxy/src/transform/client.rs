@@ -4,7 +4,7 @@ mod partial;
 
 use super::range::AskedRange;
 use super::*;
-use http::header::ACCEPT_RANGES;
+use http::header::{ACCEPT_RANGES, IF_RANGE, RANGE};
 use http::request;
 
 impl Transform {
@@ -21,14 +21,20 @@ impl Transform {
         if has_body && parts.headers.contains_key(CONTENT_RANGE) {
             return Err(ProxyError::PartialUpload);
         }
+        if has_body && parts.method == Method::HEAD {
+            return Err(ProxyError::Unsupported("a HEAD request with content is not carried"));
+        }
+        let version = parts.version;
         self.prepare(&mut parts)?;
         headers::unmark_conditions(&mut parts.headers);
         let exchange = Exchange { transform: self, route, protection, context };
         if has_body {
             // A PUT with no framing at all is an empty object.
             let plain_len = plain_len.or_else(|| incoming.is_end_stream().then_some(0));
-            return exchange.upload(parts, Source::client(incoming), plain_len).await;
+            let source = Source::client(incoming, version, self.upstream.body_idle_max());
+            return exchange.upload(parts, source, plain_len).await;
         }
+        parts.headers.remove(CONTENT_LENGTH);
         let asked = AskedRange::take(&parts.method, &mut parts.headers);
         match (parts.method == Method::HEAD, asked) {
             (true, _) => exchange.head(parts).await,
@@ -54,6 +60,9 @@ impl Exchange<'_> {
         plain_len: Option<u64>,
     ) -> Result<Response<ProxyBody>, ProxyError> {
         let method = parts.method.clone();
+        // A range of the answer to an upload would be one of sealed bytes.
+        parts.headers.remove(RANGE);
+        parts.headers.remove(IF_RANGE);
         let progress = Arc::new(UploadProgress::default());
         let watched = Some(Arc::clone(&progress));
         let body = self
@@ -85,7 +94,7 @@ impl Exchange<'_> {
         if !response_has_body(method, head.status) {
             // In a 304 it would be the length of the sealed bytes (RFC 9110, 8.6).
             head.headers.remove(CONTENT_LENGTH);
-            return Ok(finish_response(Response::from_parts(head, ProxyBody::Source(source))));
+            return Ok(finish_response(Response::from_parts(head, ProxyBody::Source(Box::new(source)))));
         }
         if head.status == StatusCode::PARTIAL_CONTENT {
             return Err(ProxyError::UpstreamProtocol("it sent a part (206) where the whole was asked for"));
@@ -95,7 +104,7 @@ impl Exchange<'_> {
             Opening::Sealed { keys, dek, rest } => {
                 let plain_len = plain_len(sealed_len)?;
                 let opener = Opener::new(keys, Implementation::selected());
-                let window = Window { skip: 0, take: plain_len };
+                let window = Window { skip: 0, take: plain_len, cuts: false };
                 let mut body = OpenBody::new(source, rest, opener, dek, window);
                 body.prime().await.map_err(|error| ProxyError::from_body(&error))?;
                 headers::set_content_length(&mut head.headers, plain_len);
@@ -122,14 +131,17 @@ impl Exchange<'_> {
         } else {
             PlaintextAction::Refused
         };
-        self.route.metrics.plaintext(action);
+        let is_empty = first.is_empty() && source.is_end_stream();
+        if !(is_empty && matches!(action, PlaintextAction::Passed)) {
+            self.route.metrics.plaintext(action);
+        }
         if let PlaintextAction::Refused = action {
             return Err(ProxyError::PlaintextRefused { from_upstream: true });
         }
         // Ranges are answered against opened objects only.
         head.headers.remove(ACCEPT_RANGES);
         source.put_back(first);
-        Ok(finish_response(Response::from_parts(head, ProxyBody::Source(source))))
+        Ok(finish_response(Response::from_parts(head, ProxyBody::Source(Box::new(source)))))
     }
 }
 

@@ -15,19 +15,21 @@ impl Transform {
         let (mut parts, incoming) = request.into_parts();
         let sealed_len = headers::content_length(&parts.headers)?;
         let has_body = has_body(&parts.method, &parts.headers, &incoming, true);
-        let method = parts.method.clone();
+        let (method, version) = (parts.method.clone(), parts.version);
         self.prepare(&mut parts)?;
         // Every response is sealed anew, so a part of one says nothing about another: always the whole.
         parts.headers.remove(RANGE);
         parts.headers.remove(IF_RANGE);
         let (body, progress) = if has_body {
             let progress = Arc::new(UploadProgress::default());
-            let source = Source::client(incoming).with_progress(Arc::clone(&progress));
+            let source = Source::client(incoming, version, self.upstream.body_idle_max())
+                .with_progress(Arc::clone(&progress));
             let body = self
                 .open_request(route, protection, &context, &mut parts.headers, source, sealed_len)
                 .await?;
             (body, Some(progress))
         } else {
+            parts.headers.remove(CONTENT_LENGTH);
             (ProxyBody::Empty, None)
         };
         let response = self.upstream.send(Request::from_parts(parts, body), progress.as_deref()).await?;
@@ -51,7 +53,7 @@ impl Transform {
                 }
                 route.metrics.plaintext(PlaintextAction::Migrated);
                 source.put_back(first);
-                Ok(ProxyBody::Source(source))
+                Ok(ProxyBody::Source(Box::new(source)))
             }
             Opening::Sealed { keys, dek, rest } => {
                 let plain_len = sealed_len
@@ -59,7 +61,7 @@ impl Transform {
                     .transpose()
                     .map_err(|_| ProxyError::OpenFailed { reason: "length", from_upstream: false })?;
                 let opener = Opener::new(keys, Implementation::selected());
-                let window = Window { skip: 0, take: plain_len };
+                let window = Window { skip: 0, take: plain_len, cuts: false };
                 let mut body = OpenBody::new(source, rest, opener, dek, window);
                 body.prime().await.map_err(|error| ProxyError::from_body(&error))?;
                 headers::drop_digests(message);
@@ -85,7 +87,7 @@ impl Transform {
             let sealed =
                 plain_len.filter(|_| method == Method::HEAD).and_then(keyway_envelope::length::sealed_len);
             headers::set_content_length(&mut head.headers, sealed);
-            return Ok(finish_response(Response::from_parts(head, ProxyBody::Source(source))));
+            return Ok(finish_response(Response::from_parts(head, ProxyBody::Source(Box::new(source)))));
         }
         // A digest that the service declares is of the plaintext; a wrong one breaks the response off.
         let body = self.seal(protection, context, &mut head.headers, source, plain_len, None).await.map_err(

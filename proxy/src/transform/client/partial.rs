@@ -104,7 +104,7 @@ impl Exchange<'_> {
         let source = self.fetch_segments(parts, &plan, &head.headers, sealed_len).await?;
 
         let opener = Opener::range(keys, Implementation::selected(), &plan);
-        let window = Window { skip: plan.skip, take: Some(plan.take) };
+        let window = Window { skip: plan.skip, take: Some(plan.take), cuts: true };
         let mut body = OpenBody::new(source, Bytes::new(), opener, dek, window);
         body.prime().await.map_err(|error| ProxyError::from_body(&error))?;
         headers::mark_etag(&mut head.headers);
