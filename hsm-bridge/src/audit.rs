@@ -5,8 +5,8 @@
 
 use crate::clock::Clock;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +27,12 @@ pub enum AuditError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Another bridge writes it.
+    #[error("audit file {}: another process is using it", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
     },
     /// A line in the middle is no record: the file was changed by somebody else.
     #[error("audit file {}: line {line} is no record; restore the file or move it away", path.display())]
@@ -86,17 +92,22 @@ struct Inner {
 }
 
 impl AuditLog {
-    /// Opens the file and reads it through. A last line that a crash has cut is removed: its effect has not taken place.
+    /// Opens the file, keeps every other bridge out of it, and reads it through. A last line that a crash has cut is removed: its effect has not taken place.
     pub(crate) fn open(path: &Path, clock: Clock) -> Result<Self, AuditError> {
         let at = |source| AuditError::Io { path: path.to_owned(), source };
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
-            .write(true)
+            // Never over what is there, whoever else writes.
+            .append(true)
             .create(true)
-            .truncate(false)
             .mode(0o600)
             .open(path)
             .map_err(at)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(AuditError::InUse { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(at(source)),
+        }
         let (sequence, len) = read_through(&file, path)?;
         let there = file.metadata().map_err(at)?.len();
         if there > len {
@@ -104,12 +115,17 @@ impl AuditLog {
             file.set_len(len).map_err(at)?;
             file.sync_all().map_err(at)?;
         }
-        file.seek(SeekFrom::Start(len)).map_err(at)?;
         // The name of a new file has to survive a power cut too.
         let directory = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
         File::open(directory).and_then(|directory| directory.sync_all()).map_err(at)?;
         let inner = Inner { path: path.to_owned(), file, sequence, len };
         Ok(Self { inner: Arc::new(Mutex::new(inner)), clock })
+    }
+
+    /// Lets the next bridge have the file. Nothing is written after this.
+    pub(crate) fn release(&self) {
+        // The lock goes with the process at the latest.
+        let _ = self.inner.lock().unwrap_or_else(PoisonError::into_inner).file.unlock();
     }
 
     /// Writes a record; when this returns, it is on the disk.
@@ -147,7 +163,6 @@ impl Inner {
         if let Err(source) = written {
             // Half a line must not stand before the next one.
             let _ = self.file.set_len(self.len);
-            let _ = self.file.seek(SeekFrom::Start(self.len));
             return Err(AuditError::Io { path: self.path.clone(), source });
         }
         self.len += line.len() as u64;
@@ -216,6 +231,17 @@ mod tests {
             std::fs::write(&path, &whole[..cut]).unwrap();
             assert_eq!(write(&path, 1).await, 2);
         }
+    }
+
+    #[tokio::test]
+    async fn a_second_writer_is_kept_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.jsonl");
+        let first = AuditLog::open(&path, Clock::start()).unwrap();
+        assert!(matches!(AuditLog::open(&path, Clock::start()), Err(AuditError::InUse { .. })));
+        first.record("me", "test.act", "thing", json!({})).await.unwrap();
+        first.release();
+        assert_eq!(write(&path, 1).await, 2);
     }
 
     #[test]

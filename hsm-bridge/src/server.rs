@@ -66,15 +66,23 @@ pub(crate) async fn start_with(config: Config, hooks: Hooks) -> Result<Running> 
         key: config.tls.key.clone(),
         ca: config.tls.client_ca.clone(),
     })?;
-    let shared = shared(&config, hooks).await?;
-    shared.audit.record(BRIDGE, "bridge.start", "bridge", json!({ "epoch": shared.catalog.epoch() })).await?;
-    let mut zones = Vec::with_capacity(config.zones.len());
-    for zone in &config.zones {
-        zones.push(Arc::new(open_zone(zone.clone(), shared.clone()).await?));
-    }
-    let zones: Arc<[Arc<Zone>]> = zones.into();
+    let clock = Clock::start();
+    // Everything that can fail comes before the lead is taken: a start that fails must not stop the bridge that runs.
+    let audit = AuditLog::open(&config.audit.file, clock)?;
     let grpc = bind(config.listen).await?;
     let admin = bind(config.admin).await?;
+    let metrics = Metrics::new();
+    let mut backends = Vec::with_capacity(config.zones.len());
+    for zone in &config.zones {
+        backends.push(open_backends(zone, metrics.clone()).await?);
+    }
+    let shared = shared(&config, clock, audit, metrics, hooks).await?;
+    shared.audit.record(BRIDGE, "bridge.start", "bridge", json!({ "epoch": shared.catalog.epoch() })).await?;
+    let mut zones = Vec::with_capacity(config.zones.len());
+    for (zone, hsms) in config.zones.iter().zip(backends) {
+        zones.push(Arc::new(open_zone(zone.clone(), hsms, shared.clone()).await?));
+    }
+    let zones: Arc<[Arc<Zone>]> = zones.into();
     let running = Running {
         grpc_addr: local(&grpc, config.listen)?,
         admin_addr: local(&admin, config.admin)?,
@@ -93,24 +101,30 @@ pub(crate) async fn start_with(config: Config, hooks: Hooks) -> Result<Running> 
     Ok(running)
 }
 
-async fn shared(config: &Config, hooks: Hooks) -> Result<Arc<Shared>> {
-    let clock = Clock::start();
+async fn shared(
+    config: &Config,
+    clock: Clock,
+    audit: AuditLog,
+    metrics: Metrics,
+    hooks: Hooks,
+) -> Result<Arc<Shared>> {
     let store = config.store_path().ok_or_else(|| ConfigError::Invalid {
         file: "configuration".into(),
         problems: vec!["store: write sqlite:///path/to/bridge.db".into()],
     })?;
-    let audit = AuditLog::open(&config.audit.file, clock)?;
     let signing = signing_key::load_or_make(&signing_key::path_beside(&store))?;
     let catalog = Catalog::open(&store, clock).await?;
-    let metrics = Metrics::new();
     Ok(Arc::new(Shared { catalog, audit, clock, metrics, signing, heartbeat: config.heartbeat, hooks }))
 }
 
-async fn open_zone(config: ZoneConfig, shared: Arc<Shared>) -> Result<Zone> {
-    let name = config.name.clone();
-    let hsms = Hsms::open(&name, &config.backends, config.wraps_required, shared.metrics.clone())
+async fn open_backends(config: &ZoneConfig, metrics: Metrics) -> Result<Hsms> {
+    Hsms::open(&config.name, &config.backends, config.wraps_required, metrics)
         .await
-        .map_err(|source| Error::Hsm { zone: name.clone(), source })?;
+        .map_err(|source| Error::Hsm { zone: config.name.clone(), source })
+}
+
+async fn open_zone(config: ZoneConfig, hsms: Hsms, shared: Arc<Shared>) -> Result<Zone> {
+    let name = config.name.clone();
     let zone = Zone::open(config, Keys { zone: name, hsms }, shared).await?;
     if let Err(error) = first_versions(&zone).await {
         warn!(zone = zone.name(), %error, "a first key could not be made; it is tried again");
@@ -182,6 +196,7 @@ impl Running {
             self.tasks.wait().await;
         }
         self.shared.catalog.close().await;
+        self.shared.audit.release();
         info!("bridge has stopped");
     }
 

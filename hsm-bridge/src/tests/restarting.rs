@@ -2,8 +2,11 @@
 
 use super::bed::{Bed, LONG, ORDERS, REPORTS};
 use super::member::{Behaviour, Held, Member};
+use crate::audit::AuditError;
+use crate::backend::{BackendKind, SoftwareConfig};
 use crate::catalog::Catalog;
 use crate::clock::Clock;
+use crate::error::Error;
 use crate::hooks::Hooks;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -104,6 +107,32 @@ async fn a_restart_in_the_middle_of_waiting_is_resumed() {
     assert_eq!(waiting[0].members_total, 2);
     let _members = two_members(&bed, bridge.grpc_addr(), held).await;
     ops.until_done(&rotation.id).await;
+}
+
+#[tokio::test]
+async fn a_second_start_that_fails_leaves_the_running_bridge_alone() {
+    let bed = Bed::new();
+    let bridge = bed.start().await;
+    let mut member = Member::join(&bed, bridge.grpc_addr(), ORDERS, "a", Behaviour::Apply).await;
+    member.until(|held| held.generation > 0).await;
+    let mut second = bed.config.clone();
+    let failed = crate::start(second.clone()).await.unwrap_err();
+    assert!(matches!(failed, Error::Audit(AuditError::InUse { .. })), "{failed}");
+    // With an audit file of its own it comes as far as the port, and to the key backend.
+    second.audit.file = bed.dir.path().join("second.jsonl");
+    second.listen = bridge.grpc_addr();
+    let failed = crate::start(second.clone()).await.unwrap_err();
+    assert!(matches!(failed, Error::Bind { .. }), "{failed}");
+    second.zones[0].backends[0].kind =
+        BackendKind::Software(SoftwareConfig::new(bed.dir.path().join("no/such/directory.keys")));
+    second.listen = bed.config.listen;
+    let failed = crate::start(second).await.unwrap_err();
+    assert!(matches!(failed, Error::Hsm { .. }), "{failed}");
+    member.calls.issue("", 1).await.unwrap();
+    bridge.shutdown().await;
+    let bridge = bed.start().await;
+    assert_eq!(bed.audit().last().unwrap().details["epoch"], 2, "no failed start has taken the lead");
+    bridge.shutdown().await;
 }
 
 #[tokio::test]
