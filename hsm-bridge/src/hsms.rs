@@ -115,6 +115,16 @@ impl Hsm {
         self.timed("generate", async move { backend.generate_kek(kek, label).await }).await
     }
 
+    pub(crate) async fn find(&self, kek: KekRef) -> Result<Option<KekInfo>, HsmError> {
+        let backend = self.backend()?;
+        self.timed("find", async move { backend.find_kek(kek).await }).await
+    }
+
+    pub(crate) async fn list(&self) -> Result<Vec<KekInfo>, HsmError> {
+        let backend = self.backend()?;
+        self.timed("list", async move { backend.list_keks().await }).await
+    }
+
     pub(crate) async fn wrap(
         &self,
         kek: KekRef,

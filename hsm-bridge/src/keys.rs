@@ -1,10 +1,11 @@
 //! What a zone does with its HSMs: new versions, new DEKs, wraps and the way back.
 
 use crate::audit::AuditError;
-use crate::catalog::{CatalogError, DekRow, NewDek, NewVersion, NewWrap, Place, Purpose};
+use crate::backend::KekInfo;
+use crate::catalog::{Catalog, CatalogError, DekRow, NewDek, NewVersion, NewWrap, Place, Purpose};
 use crate::hsms::{Hsm, HsmError, Hsms};
 use keyway_envelope::dek::DEK_LEN;
-use keyway_envelope::{Dek, DekId, KekRef, KeyBlock, WrapMechanism};
+use keyway_envelope::{Dek, DekId, KekRef, KekVersion, KeyBlock, KeyringId, WrapMechanism, ZoneId};
 use keyway_protocol::kat;
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
@@ -48,15 +49,59 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
+    /// The highest version of a keyring that any backend holds, 0 if none does. One that is away is asked again when the
+    /// version is made.
+    pub(crate) async fn highest_version(
+        &self,
+        zone: ZoneId,
+        keyring: KeyringId,
+    ) -> Result<KekVersion, KeyError> {
+        let mut highest = KekVersion(0);
+        for hsm in self.hsms.up() {
+            let keks = match hsm.list().await {
+                Err(HsmError { source, .. }) if source.is_transient() => continue,
+                listed => listed?,
+            };
+            let ours = keks.iter().filter(|info| info.kek.zone == zone && info.kek.keyring == keyring);
+            highest = ours.map(|info| info.kek.version).fold(highest, KekVersion::max);
+        }
+        Ok(highest)
+    }
+
+    /// A KEK that was there before anybody asked for it is an old one under a number that the catalog has forgotten: it
+    /// must not become the new version.
+    async fn generate(
+        &self,
+        hsm: &Hsm,
+        kek: KekRef,
+        label: &str,
+        catalog: &Catalog,
+    ) -> Result<KekInfo, KeyError> {
+        if !catalog.was_attempted(kek, hsm.name()).await? {
+            if hsm.find(kek).await?.is_some() {
+                return Err(KeyError::Check(
+                    "a key backend holds an older key under the new version's number; remove it, or restore the catalog",
+                ));
+            }
+            catalog.record_attempt(kek, hsm.name()).await?;
+        }
+        Ok(hsm.generate(kek, label).await?)
+    }
+
     /// Makes a version in every backend that answers and proves it in each: what one wraps, it opens again to the same
     /// DEK, and the known answer opens to what was sealed.
-    pub(crate) async fn make_version(&self, kek: KekRef, keyring: &str) -> Result<NewVersion, KeyError> {
+    pub(crate) async fn make_version(
+        &self,
+        kek: KekRef,
+        keyring: &str,
+        catalog: &Catalog,
+    ) -> Result<NewVersion, KeyError> {
         let up = self.enough(self.hsms.up())?;
         let label = format!("keyway:{}/{keyring}:v{}", self.zone, kek.version);
         let dek = new_dek()?;
         let (mut places, mut wraps) = (Vec::new(), Vec::new());
         for hsm in &up {
-            let info = hsm.generate(kek, &label).await?;
+            let info = self.generate(hsm, kek, &label, catalog).await?;
             places.push(Place {
                 backend: hsm.name().to_owned(),
                 kind: hsm.kind().to_owned(),

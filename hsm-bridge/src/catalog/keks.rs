@@ -127,6 +127,61 @@ impl Catalog {
         Ok(Snapshot { generation: uint(generation)?, rotation: rotation.unwrap_or_default(), versions })
     }
 
+    /// Takes a number for the first version of a keyring, above every number that a backend knows already (the catalog may
+    /// have been lost). A second time gives the same.
+    pub(crate) async fn begin_first_version(
+        &self,
+        zone: ZoneId,
+        keyring: KeyringId,
+        above: KekVersion,
+    ) -> Result<KekRef, CatalogError> {
+        let mut tx = self.begin().await?;
+        let rows = sqlx::query("SELECT version, state FROM kek_versions WHERE keyring_id = ?")
+            .bind(i64::from(keyring.0))
+            .fetch_all(&mut *tx)
+            .await?;
+        let version = match rows.as_slice() {
+            [] => {
+                let next = above.0.checked_add(1).ok_or(CatalogError::Stale("no version number is left"))?;
+                let kek = KekRef { zone, keyring, version: KekVersion(next) };
+                insert_version(&mut tx, kek, KekState::Pending, self.now()).await?;
+                kek.version
+            }
+            [row] if row.try_get::<&str, _>("state")? == KekState::Pending.name() => {
+                KekVersion(small(row.try_get("version")?)?)
+            }
+            _ => return Err(CatalogError::Stale("the keyring has a past and no primary version")),
+        };
+        tx.commit().await?;
+        Ok(KekRef { zone, keyring, version })
+    }
+
+    /// Whether a backend was asked to make this version before.
+    pub(crate) async fn was_attempted(&self, kek: KekRef, backend: &str) -> Result<bool, CatalogError> {
+        let found: Option<i64> = sqlx::query_scalar(
+            "SELECT 1 FROM kek_attempts WHERE keyring_id = ? AND version = ? AND backend = ?",
+        )
+        .bind(i64::from(kek.keyring.0))
+        .bind(i64::from(kek.version.0))
+        .bind(backend)
+        .fetch_optional(&self.read)
+        .await?;
+        Ok(found.is_some())
+    }
+
+    /// Records that a backend is about to be asked to make this version.
+    pub(crate) async fn record_attempt(&self, kek: KekRef, backend: &str) -> Result<(), CatalogError> {
+        let mut tx = self.begin().await?;
+        sqlx::query("INSERT INTO kek_attempts VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
+            .bind(i64::from(kek.keyring.0))
+            .bind(i64::from(kek.version.0))
+            .bind(backend)
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
     /// The first version of a keyring: primary at once, since nobody serves from the keyring yet.
     pub(crate) async fn record_first_version(
         &self,
@@ -134,7 +189,6 @@ impl Catalog {
         actor: &str,
     ) -> Result<(), CatalogError> {
         let mut tx = self.begin().await?;
-        insert_version(&mut tx, new.kek, KekState::Pending, self.now()).await?;
         self.prove(&mut tx, new).await?;
         self.set_state(&mut tx, new.kek, KekState::Primary, actor, "first version").await?;
         next_generation(&mut tx, new.kek.zone).await?;

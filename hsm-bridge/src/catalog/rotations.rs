@@ -13,6 +13,8 @@ pub(crate) struct NewRotation<'a> {
     pub(crate) id: &'a str,
     pub(crate) zone: ZoneId,
     pub(crate) keyring: KeyringId,
+    /// The highest number that a backend holds a KEK for: the catalog may be older than that.
+    pub(crate) above: KekVersion,
     pub(crate) actor: &'a str,
     pub(crate) reason: &'a str,
 }
@@ -68,7 +70,7 @@ impl RotationRow {
 }
 
 impl Catalog {
-    /// Opens a rotation from the primary version to the next number, which is taken for good.
+    /// Opens a rotation from the primary version to the next number that nobody has used, which is taken for good.
     pub(crate) async fn begin_rotation(&self, new: &NewRotation<'_>) -> Result<RotationRow, CatalogError> {
         let mut tx = self.begin().await?;
         let keyring = i64::from(new.keyring.0);
@@ -90,7 +92,7 @@ impl Catalog {
             .bind(keyring)
             .fetch_one(&mut *tx)
             .await?;
-        let to: u16 = small(last + 1)?;
+        let to: u16 = small(last.max(i64::from(new.above.0)) + 1)?;
         let now = self.now();
         let kek = KekRef { zone: new.zone, keyring: new.keyring, version: KekVersion(to) };
         insert_version(&mut tx, kek, KekState::Pending, now).await?;

@@ -48,6 +48,8 @@ impl Bed {
             ZoneSpec { name: "payments".into(), keyrings: vec!["default".into()], config_digest: [1; 32] };
         let row = catalog.adopt_zone(&spec).await.unwrap();
         let kek = KekRef { zone: row.id, keyring: row.keyrings[0], version: KekVersion(1) };
+        let first = catalog.begin_first_version(kek.zone, kek.keyring, KekVersion(0)).await.unwrap();
+        assert_eq!(first, kek);
         catalog.record_first_version(&proved(kek, 1), "me").await.unwrap();
         Self { dir, catalog, kek }
     }
@@ -57,6 +59,7 @@ impl Bed {
             id: "R1",
             zone: self.kek.zone,
             keyring: self.kek.keyring,
+            above: KekVersion(0),
             actor: "me",
             reason: "test",
         };
@@ -165,8 +168,14 @@ async fn a_deposed_leader_writes_nothing() {
 async fn one_open_rotation_per_keyring() {
     let bed = Bed::new().await;
     bed.begin().await;
-    let new =
-        NewRotation { id: "R2", zone: bed.kek.zone, keyring: bed.kek.keyring, actor: "me", reason: "again" };
+    let new = NewRotation {
+        id: "R2",
+        zone: bed.kek.zone,
+        keyring: bed.kek.keyring,
+        above: KekVersion(0),
+        actor: "me",
+        reason: "again",
+    };
     let refused = bed.catalog.begin_rotation(&new).await;
     assert!(matches!(refused, Err(CatalogError::RotationOpen { id }) if id == "R1"));
 }

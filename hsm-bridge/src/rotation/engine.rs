@@ -11,7 +11,7 @@ use crate::keys::KeyError;
 use crate::zone::{Zone, ZoneKeyring};
 use core::time::Duration;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use keyway_envelope::{KekRef, KekVersion};
+use keyway_envelope::KekRef;
 use keyway_protocol::v1;
 use serde_json::json;
 use std::collections::HashMap;
@@ -192,7 +192,7 @@ impl Engine {
         let backends: Vec<_> = zone.keys.hsms.up().iter().map(|hsm| hsm.name().to_owned()).collect();
         self.announce(row, "rotation.generate", json!({ "rotation": row.id, "backends": backends })).await?;
         let keyring = zone.keyring(row.keyring).ok_or(KeyError::Check("the keyring is not configured"))?;
-        let version = zone.keys.make_version(row.new_kek(), &keyring.config.name).await?;
+        let version = zone.keys.make_version(row.new_kek(), &keyring.config.name, zone.catalog()).await?;
         zone.catalog().record_proof(&version).await?;
         Ok(())
     }
@@ -306,7 +306,8 @@ pub(crate) async fn begin(
     let id = ulid::Ulid::new().to_string();
     let subject = format!("{}/{}", zone.name(), keyring.config.name);
     zone.audit(actor, "rotation.start", &subject, json!({ "rotation": id, "reason": reason })).await?;
-    let new = NewRotation { id: &id, zone: zone.id, keyring: keyring.id, actor, reason };
+    let above = zone.keys.highest_version(zone.id, keyring.id).await?;
+    let new = NewRotation { id: &id, zone: zone.id, keyring: keyring.id, above, actor, reason };
     let row = zone.catalog().begin_rotation(&new).await?;
     zone.publish().await?;
     zone.wake.notify_one();
@@ -321,10 +322,11 @@ pub(crate) async fn first_versions(zone: &Zone) -> Result<(), KeyError> {
         if view.keyring(keyring.id).is_some() || zone.keys.hsms.up().len() < zone.config.wraps_required {
             continue;
         }
-        let kek = KekRef { zone: zone.id, keyring: keyring.id, version: KekVersion(1) };
-        let subject = format!("{}/{} v1", zone.name(), keyring.config.name);
+        let above = zone.keys.highest_version(zone.id, keyring.id).await?;
+        let kek = zone.catalog().begin_first_version(zone.id, keyring.id, above).await?;
+        let subject = format!("{}/{} v{}", zone.name(), keyring.config.name, kek.version);
         zone.audit(BRIDGE, "kek.generate", &subject, json!({ "kek": kek.to_string() })).await?;
-        let version = zone.keys.make_version(kek, &keyring.config.name).await?;
+        let version = zone.keys.make_version(kek, &keyring.config.name, zone.catalog()).await?;
         zone.catalog().record_first_version(&version, BRIDGE).await?;
         zone.publish().await?;
     }

@@ -136,6 +136,36 @@ async fn a_second_start_that_fails_leaves_the_running_bridge_alone() {
 }
 
 #[tokio::test]
+async fn a_key_that_the_catalog_has_forgotten_never_becomes_a_new_version() {
+    let bed = Bed::new();
+    let store = bed.config.store_path().unwrap();
+    let bridge = bed.start().await;
+    bridge.shutdown().await;
+    let copy = bed.dir.path().join("copy.db");
+    std::fs::copy(&store, &copy).unwrap();
+    let rotate = async || {
+        let bridge = bed.start().await;
+        let mut ops = bed.operator(bridge.grpc_addr()).await;
+        let rotation = ops.rotate().await;
+        ops.until_done(&rotation.id).await;
+        let versions = ops.versions().await;
+        bridge.shutdown().await;
+        versions
+    };
+    assert_eq!(rotate().await.last().unwrap().0, 2);
+    // An older copy: it knows version 1 only, and the backend has a version 2.
+    std::fs::copy(&copy, &store).unwrap();
+    assert_eq!(rotate().await, [(1, "retired".into(), 0), (3, "primary".into(), 0)]);
+    // Lost: the first version of the new one is the fourth that the backend makes.
+    std::fs::remove_file(&store).unwrap();
+    std::fs::remove_file(crate::signing_key::path_beside(&store)).unwrap();
+    let bridge = bed.start().await;
+    let mut ops = bed.operator(bridge.grpc_addr()).await;
+    assert_eq!(ops.versions().await, [(4, "primary".into(), 0)]);
+    bridge.shutdown().await;
+}
+
+#[tokio::test]
 async fn an_older_bridge_must_not_go_on() {
     let bed = Bed::new();
     let old = bed.start().await;
