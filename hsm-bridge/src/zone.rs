@@ -153,15 +153,22 @@ impl Zone {
     ///
     /// Its lease runs from the arrival. A stream whose member does not answer pings is closed within two heartbeats, so
     /// nothing arrives later than that.
-    pub(crate) fn lease_ms(&self) -> u64 {
-        let seal = self.keyrings.iter().map(|keyring| keyring.config.leases.seal).max().unwrap_or_default();
-        millis(seal) + 2 * millis(self.shared.heartbeat)
+    ///
+    /// `held_ms`: the longest lease that it may hold. It goes on with a longer one than the configuration's until it has
+    /// applied a set that gives the shorter.
+    pub(crate) fn sealing_ms(&self, held_ms: u64) -> u64 {
+        held_ms.max(self.seal_lease_ms()) + 2 * millis(self.shared.heartbeat)
+    }
+
+    /// The longest seal lease that a keyring set of this configuration gives.
+    pub(crate) fn seal_lease_ms(&self) -> u64 {
+        millis(self.keyrings.iter().map(|keyring| keyring.config.leases.seal).max().unwrap_or_default())
     }
 
     /// By how much a recorded lease end may run ahead, so that not every heartbeat is a write.
     pub(crate) fn lease_margin_ms(&self) -> u64 {
         let heartbeat = millis(self.shared.heartbeat);
-        (self.lease_ms() / 8).clamp(heartbeat, heartbeat.max(10 * 60 * 1000))
+        (self.sealing_ms(0) / 8).clamp(heartbeat, heartbeat.max(10 * 60 * 1000))
     }
 }
 

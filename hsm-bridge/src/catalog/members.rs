@@ -32,6 +32,8 @@ pub(crate) struct MemberRow {
     pub(crate) applied_ms: u64,
     pub(crate) seen_ms: u64,
     pub(crate) lease_end_ms: u64,
+    /// The longest seal lease that it may hold.
+    pub(crate) lease_ms: u64,
     /// The generation that it refused, and why.
     pub(crate) nack: Option<(u64, String)>,
 }
@@ -71,10 +73,10 @@ impl Catalog {
     ) -> Result<MemberRow, CatalogError> {
         let mut tx = self.begin().await?;
         let row = sqlx::query(
-            "INSERT INTO members (zone_id, service, instance, version, key_exchange, seen_ms, lease_end_ms) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
+            "INSERT INTO members (zone_id, service, instance, version, key_exchange, seen_ms, lease_end_ms, lease_ms) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?9) \
              ON CONFLICT DO UPDATE SET version = ?4, key_exchange = ?5, seen_ms = ?6, \
-               lease_end_ms = max(lease_end_ms, ?7), applied_generation = min(applied_generation, ?8), \
+               lease_end_ms = max(lease_end_ms, ?7), lease_ms = max(lease_ms, ?9), applied_generation = min(applied_generation, ?8), \
                nack_generation = 0, nack = '' \
              RETURNING *",
         )
@@ -86,6 +88,7 @@ impl Catalog {
         .bind(int(row.seen_ms))
         .bind(int(row.lease_end_ms))
         .bind(int(row.applied_generation))
+        .bind(int(row.lease_ms))
         .fetch_one(&mut *tx)
         .await?;
         let row = member(&row)?;
@@ -93,17 +96,18 @@ impl Catalog {
         Ok(row)
     }
 
-    /// A member serves from this generation; its known answers were right.
+    /// A member serves from this generation; its known answers were right. It seals within this set's lease now.
     pub(crate) async fn member_applied(
         &self,
         zone: ZoneId,
         key: &MemberKey,
         generation: u64,
         digest: &[u8],
+        lease_ms: u64,
     ) -> Result<(), CatalogError> {
         let mut tx = self.begin().await?;
         sqlx::query(
-            "UPDATE members SET applied_generation = ?1, applied_digest = ?2, applied_ms = ?5, seen_ms = ?5, \
+            "UPDATE members SET applied_generation = ?1, applied_digest = ?2, applied_ms = ?5, seen_ms = ?5, lease_ms = ?7, \
                nack_generation = 0, nack = '' WHERE zone_id = ?3 AND service = ?4 AND instance = ?6 \
                AND applied_generation <= ?1",
         )
@@ -113,6 +117,7 @@ impl Catalog {
         .bind(&key.service)
         .bind(self.now())
         .bind(&key.instance)
+        .bind(int(lease_ms))
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
@@ -178,6 +183,7 @@ fn member(row: &SqliteRow) -> Result<MemberRow, CatalogError> {
         applied_ms: uint(row.try_get("applied_ms")?)?,
         seen_ms: uint(row.try_get("seen_ms")?)?,
         lease_end_ms: uint(row.try_get("lease_end_ms")?)?,
+        lease_ms: uint(row.try_get("lease_ms")?)?,
         nack: (nack_generation > 0).then_some((nack_generation, row.try_get("nack")?)),
     })
 }

@@ -109,6 +109,7 @@ fn hello(instance: &str, lease_end_ms: u64) -> MemberRow {
         applied_ms: 0,
         seen_ms: 5,
         lease_end_ms,
+        lease_ms: 0,
         nack: None,
     }
 }
@@ -270,11 +271,12 @@ async fn a_member_counts_with_the_less_that_it_holds() {
         applied_ms: 0,
         seen_ms: 5,
         lease_end_ms,
+        lease_ms: 0,
         nack: None,
     };
     let row = bed.catalog.member_attached(zone, &hello(4, 100)).await.unwrap();
     assert_eq!(row.applied_generation, 0, "what a newcomer claims to hold is not known");
-    bed.catalog.member_applied(zone, &key, 3, &[1]).await.unwrap();
+    bed.catalog.member_applied(zone, &key, 3, &[1], 0).await.unwrap();
     bed.catalog.member_refused(zone, &key, 4, "KNOWN_ANSWER: no").await.unwrap();
     let row = bed.catalog.members(zone).await.unwrap().remove(0);
     assert_eq!((row.applied_generation, row.nack), (3, Some((4, "KNOWN_ANSWER: no".into()))));
@@ -283,7 +285,7 @@ async fn a_member_counts_with_the_less_that_it_holds() {
     // Its disk was wiped.
     let row = bed.catalog.member_attached(zone, &hello(0, 200)).await.unwrap();
     assert_eq!((row.applied_generation, row.lease_end_ms), (0, 200));
-    bed.catalog.member_applied(zone, &key, 5, &[2]).await.unwrap();
-    bed.catalog.member_applied(zone, &key, 4, &[3]).await.unwrap();
+    bed.catalog.member_applied(zone, &key, 5, &[2], 0).await.unwrap();
+    bed.catalog.member_applied(zone, &key, 4, &[3], 0).await.unwrap();
     assert_eq!(bed.catalog.members(zone).await.unwrap()[0].applied_generation, 5, "never down");
 }

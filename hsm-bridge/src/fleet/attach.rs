@@ -39,6 +39,8 @@ pub(super) struct Member {
     is_current: bool,
     /// Recorded: until then it may seal.
     lease_end_ms: u64,
+    /// Recorded: the longest seal lease that it may hold.
+    lease_ms: u64,
     sent: VecDeque<Sent>,
     retry: Option<Retry>,
 }
@@ -105,7 +107,10 @@ impl Member {
         let leases = zone.directory.leases.lock().await;
         // A member whose lease has ended was not waited for: what it holds may be retired by now.
         let before = zone.catalog().member(zone.id, &key).await?;
-        let unexpired = before.is_some_and(|row| now <= row.lease_end_ms);
+        let unexpired = before.as_ref().is_some_and(|row| now <= row.lease_end_ms);
+        // Nor is one waited for that has acknowledged more than it holds now (its disk is a copy of an earlier day).
+        let rolled_back = before.as_ref().is_some_and(|row| hello.generation < row.applied_generation);
+        let held_ms = before.map_or(0, |row| row.lease_ms);
         let row = MemberRow {
             key: key.clone(),
             version: hello.version.chars().take(INSTANCE_MAX).collect(),
@@ -114,7 +119,9 @@ impl Member {
             applied_digest: Vec::new(),
             applied_ms: 0,
             seen_ms: now,
-            lease_end_ms: now + zone.lease_ms() + zone.lease_margin_ms(),
+            lease_end_ms: now + zone.sealing_ms(held_ms) + zone.lease_margin_ms(),
+            // Recorded before a set is sent that gives it.
+            lease_ms: zone.seal_lease_ms(),
             nack: None,
         };
         let row = zone.catalog().member_attached(zone.id, &row).await?;
@@ -129,9 +136,10 @@ impl Member {
         Ok(Self {
             key,
             connection,
-            renewable: if unexpired || is_current { row.applied_generation } else { 0 },
+            renewable: if (unexpired && !rolled_back) || is_current { row.applied_generation } else { 0 },
             is_current,
             lease_end_ms: row.lease_end_ms,
+            lease_ms: row.lease_ms,
             sent: VecDeque::new(),
             retry: None,
             zone,
@@ -240,10 +248,13 @@ impl Member {
             return self.refused(applied.generation, why).await;
         };
         self.zone.shared.metrics.push_acked(sent.at.elapsed());
+        // Whatever was sent on this stream gives this lease: a configuration lasts as long as its process.
+        let lease_ms = self.zone.seal_lease_ms();
         self.zone
             .catalog()
-            .member_applied(self.zone.id, &self.key, applied.generation, &applied.digest)
+            .member_applied(self.zone.id, &self.key, applied.generation, &applied.digest, lease_ms)
             .await?;
+        self.lease_ms = lease_ms;
         self.renewable = self.renewable.max(applied.generation);
         self.retry = None;
         info!(zone = self.zone.name(), member = %self.key, generation = applied.generation, "applied");
@@ -314,7 +325,7 @@ impl Member {
 
     /// Every message may extend the member's lease, so the end that it may lead to is recorded before.
     async fn renew(&mut self) -> Result<(), End> {
-        let ends = self.zone.shared.clock.now_ms() + self.zone.lease_ms();
+        let ends = self.zone.shared.clock.now_ms() + self.zone.sealing_ms(self.lease_ms);
         if ends > self.lease_end_ms {
             let recorded = ends + self.zone.lease_margin_ms();
             self.zone.catalog().member_lease(self.zone.id, &self.key, recorded).await?;
@@ -337,7 +348,7 @@ impl Member {
         let zone = self.zone.clone();
         let _held = zone.directory.leases.lock().await;
         if zone.directory.leave(&self.key, &self.connection) {
-            let ends = zone.shared.clock.now_ms() + zone.lease_ms();
+            let ends = zone.shared.clock.now_ms() + zone.sealing_ms(self.lease_ms);
             if let Err(error) = zone.catalog().member_lease(zone.id, &self.key, ends).await {
                 debug!(member = %self.key, %error, "its recorded lease end stays, which is later");
             }

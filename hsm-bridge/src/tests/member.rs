@@ -39,6 +39,8 @@ pub(super) struct Held {
     pub(super) set: KeyringSet,
     pub(super) sets: u32,
     pub(super) heartbeats: u32,
+    /// What the last heartbeat renewed.
+    pub(super) renewed: u64,
     pub(super) ended: Option<Code>,
 }
 
@@ -207,7 +209,10 @@ impl Run {
     async fn hear(&mut self, body: Body) {
         match body {
             Body::Welcome(welcome) => self.verify = Some(VerifyKey::from_bytes(&welcome.verify_key).unwrap()),
-            Body::Heartbeat(_) => self.tell.send_modify(|held| held.heartbeats += 1),
+            Body::Heartbeat(heartbeat) => self.tell.send_modify(|held| {
+                held.heartbeats += 1;
+                held.renewed = heartbeat.generation;
+            }),
             Body::KeyringSet(signed) => {
                 self.tell.send_modify(|held| held.sets += 1);
                 self.answer(signed).await;

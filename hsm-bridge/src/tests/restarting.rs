@@ -11,6 +11,7 @@ use crate::hooks::Hooks;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tonic::Code;
 
 async fn two_members(bed: &Bed, addr: SocketAddr, held: [Held; 2]) -> [Member; 2] {
@@ -204,4 +205,54 @@ async fn a_changed_configuration_is_a_new_generation() {
     let now = attached.unwrap().until(|held| held.generation > first.generation).await;
     assert_eq!(now.set.keyrings[0].dek_soft_messages, 7);
     assert_eq!((now.primary(), now.set.zone_id), (first.primary(), first.set.zone_id));
+}
+
+#[tokio::test]
+async fn a_longer_lease_that_was_given_counts_until_a_shorter_one_is_applied() {
+    let mut bed = Bed::new();
+    let left = async |bed: &Bed| {
+        let catalog = Catalog::open(&bed.config.store_path().unwrap(), Clock::start()).await.unwrap();
+        let now = Clock::start().now_ms();
+        let row = catalog.members(keyway_envelope::ZoneId(1)).await.unwrap().remove(0);
+        catalog.close().await;
+        Duration::from_millis(row.lease_end_ms.saturating_sub(now))
+    };
+    let bridge = bed.start().await;
+    let mut member = Member::join(&bed, bridge.grpc_addr(), ORDERS, "a", Behaviour::Apply).await;
+    let held = member.until(|held| held.generation > 0).await;
+    bridge.shutdown().await;
+    // An hour before; a minute from now on.
+    bed.config.zones[0].keyrings[0].leases.seal = Duration::from_mins(1);
+    let bridge = bed.start().await;
+    let addr = bridge.grpc_addr();
+    let mut member = Member::attach(&bed, addr, ORDERS, "a", Behaviour::Hold, held).await.unwrap();
+    let held = member.until(|held| held.sets > 0 && held.heartbeats > 1).await;
+    bridge.shutdown().await;
+    assert!(left(&bed).await > Duration::from_mins(50), "it seals within the hour that it was given");
+    let bridge = bed.start().await;
+    let addr = bridge.grpc_addr();
+    let mut member = Member::attach(&bed, addr, ORDERS, "a", Behaviour::Apply, held.clone()).await.unwrap();
+    let applied = member.until(|now| now.generation > held.generation).await.heartbeats;
+    member.until(|held| held.heartbeats > applied + 1).await;
+    bridge.shutdown().await;
+    assert!(left(&bed).await < Duration::from_mins(2), "it has applied the minute");
+}
+
+#[tokio::test]
+async fn a_member_with_less_than_it_has_acknowledged_is_not_renewed() {
+    let mut bed = Bed::new();
+    let bridge = bed.start().await;
+    let mut member = Member::join(&bed, bridge.grpc_addr(), ORDERS, "a", Behaviour::Apply).await;
+    let first = member.until(|held| held.generation > 0).await;
+    bridge.shutdown().await;
+    bed.config.zones[0].keyrings[0].limits.soft_messages = 7;
+    let bridge = bed.start().await;
+    let attach = |behaviour| Member::attach(&bed, bridge.grpc_addr(), ORDERS, "a", behaviour, first.clone());
+    let mut member = attach(Behaviour::Apply).await.unwrap();
+    let applied = member.until(|held| held.generation > first.generation).await.heartbeats;
+    let now = member.until(|held| held.heartbeats > applied + 1).await;
+    assert_eq!(now.renewed, now.generation);
+    drop(member);
+    let mut member = attach(Behaviour::Hold).await.unwrap();
+    assert_eq!(member.until(|held| held.heartbeats > 1).await.renewed, 0, "its disk is an old copy");
 }
