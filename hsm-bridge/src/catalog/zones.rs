@@ -58,6 +58,15 @@ impl Catalog {
         tx.commit().await?;
         Ok(ZoneRow { id: ZoneId(small(id)?), keyrings })
     }
+
+    /// The generation of a zone's keyring set.
+    pub(crate) async fn generation(&self, zone: ZoneId) -> Result<u64, CatalogError> {
+        let generation: i64 = sqlx::query_scalar("SELECT generation FROM zones WHERE id = ?")
+            .bind(i64::from(zone.0))
+            .fetch_one(&self.read)
+            .await?;
+        uint(generation)
+    }
 }
 
 /// The next generation, in the transaction that makes it necessary.

@@ -105,6 +105,10 @@ impl Engine {
     /// One look at everything.
     async fn look(&mut self) -> Result<(), Failed> {
         self.zone.catalog().check_lead().await?;
+        // A publication that failed after its commit is made good.
+        if self.zone.catalog().generation(self.zone.id).await? != self.zone.view.borrow().generation {
+            self.zone.publish().await?;
+        }
         match first_versions(&self.zone).await.map_err(Failed::from) {
             Err(Failed::Step(error)) => {
                 warn!(zone = self.zone.name(), %error, "a first key could not be made");

@@ -195,3 +195,16 @@ async fn phases_come_in_their_order() {
     assert_eq!(seen.last().unwrap().deks_rewrapped, 100);
     assert!(seen.iter().any(|now| now.phase == "rewrap" && (1..100).contains(&now.deks_rewrapped)));
 }
+
+#[tokio::test]
+async fn a_generation_that_was_committed_and_not_published_is_published() {
+    let bed = Bed::new();
+    let bridge = bed.start().await;
+    let mut member = Member::join(&bed, bridge.grpc_addr(), ORDERS, "a", Behaviour::Apply).await;
+    let before = member.until(|held| held.generation > 0).await.generation;
+    // As if reading it had failed after the commit.
+    let database = sqlx::SqlitePool::connect(&bed.config.store).await.unwrap();
+    sqlx::query("UPDATE zones SET generation = generation + 1").execute(&database).await.unwrap();
+    member.until(|held| held.generation == before + 1).await;
+    bridge.shutdown().await;
+}
