@@ -7,7 +7,6 @@ pub(crate) use quota::Quota;
 use crate::catalog::{CatalogError, DekRow, NewDek, NewWrap, Purpose};
 use crate::keys::{self, KeyError, same};
 use crate::zone::{Zone, ZoneKeyring};
-use crate::{backend::BackendError, hsms::HsmError};
 use keyway_envelope::{Dek, KekRef, KekVersion, KeyBlock, KeyBlockKind};
 use keyway_protocol::dek_transport::{parse_key_block, seal_dek};
 use keyway_protocol::v1;
@@ -203,11 +202,7 @@ impl Zone {
         };
         quota.admit(service, block, self.shared.clock.now_ms())?;
         let outcome = self.keys.unwrap_block(block, tenant, &version.places).await;
-        if let Err(KeyError::Hsm(HsmError {
-            source: BackendError::Refused | BackendError::NotFound { .. },
-            ..
-        })) = &outcome
-        {
+        if matches!(&outcome, Err(KeyError::Hsm(error)) if error.source.is_refusal()) {
             warn!(service, kek = %block.kek(), dek = %block.dek_id(), "a key block does not authenticate");
             quota.refused(block);
             return Err(DekError::Argument("the key block is not one that this zone made"));

@@ -172,24 +172,28 @@ impl Keys {
         Err(failure)
     }
 
-    /// Opens a block that the catalog does not know, in whichever backend authenticates it.
+    /// Opens a block that the catalog does not know, in whichever backend authenticates it. Refused only if all refuse.
     pub(crate) async fn unwrap_block(
         &self,
         block: &KeyBlock,
         tenant: &str,
         places: &[Place],
     ) -> Result<(Dek, String), KeyError> {
-        let mut failure = KeyError::Backends { up: 0, required: 1 };
-        for hsm in self.hsms.up() {
-            if !places.iter().any(|place| place.backend == hsm.name()) {
-                continue;
-            }
-            match hsm.unwrap(block, &self.zone, tenant).await {
-                Ok(dek) => return Ok((dek, hsm.name().to_owned())),
-                Err(error) => failure = error.into(),
+        let (mut refusal, mut failure) = (None, None);
+        for up in [true, false] {
+            for hsm in places.iter().filter_map(|place| self.hsms.named(&place.backend)) {
+                if hsm.is_up() != up {
+                    continue;
+                }
+                match hsm.unwrap(block, &self.zone, tenant).await {
+                    Ok(dek) => return Ok((dek, hsm.name().to_owned())),
+                    Err(error) if error.source.is_refusal() => refusal = Some(error),
+                    Err(error) => failure = Some(error),
+                }
             }
         }
-        Err(failure)
+        // The one that did not answer may be the one that made it.
+        Err(failure.or(refusal).map_or(KeyError::Backends { up: 0, required: 1 }, KeyError::from))
     }
 
     /// New wraps for a recorded DEK, opened again and compared before anybody relies on them; never weaker than the old.
@@ -251,5 +255,42 @@ fn strength(mechanism: WrapMechanism) -> u8 {
         WrapMechanism::None => 0,
         WrapMechanism::AesKwp => 1,
         WrapMechanism::AesGcm => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{BackendConfig, BackendKind, SoftwareConfig};
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn a_block_is_refused_only_when_every_backend_has_refused_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let configs = ["a", "b"].map(|name| BackendConfig {
+            name: name.to_owned(),
+            kind: BackendKind::Software(SoftwareConfig::new(dir.path().join(name))),
+        });
+        let kek = KekRef { zone: ZoneId(1), keyring: KeyringId(1), version: KekVersion(1) };
+        let places = ["a", "b"].map(|name| Place {
+            backend: name.to_owned(),
+            kind: "software".to_owned(),
+            mechanism: WrapMechanism::AesGcm,
+            extractable: false,
+        });
+        let hsms = Hsms::open("payments", &configs, 1, Metrics::new()).await.unwrap();
+        let keys = Keys { zone: "payments".to_owned(), hsms };
+        for hsm in keys.hsms.all() {
+            hsm.generate(kek, "a label").await.unwrap();
+        }
+        let made = keys.wrap_at(&keys.hsms.all()[1], kek, &new_dek().unwrap(), "").await.unwrap();
+        let block = made.block;
+        // `b` counts as away: its file is gone.
+        std::fs::remove_file(dir.path().join("b")).unwrap();
+        keys.hsms.check().await;
+        assert!(!keys.hsms.all()[1].is_up());
+        assert_eq!(keys.unwrap_block(&block, "", &places).await.unwrap().1, "b");
+        let refused = keys.unwrap_block(&block, "another tenant", &places).await;
+        assert!(matches!(&refused, Err(KeyError::Hsm(error)) if error.source.is_refusal()), "{refused:?}");
     }
 }

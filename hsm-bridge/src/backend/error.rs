@@ -47,6 +47,12 @@ pub enum BackendError {
 }
 
 impl BackendError {
+    /// Whether the backend has answered that the block is none of its own.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused | Self::NotFound { .. })
+    }
+
     /// Whether the same call may succeed later with nothing changed by hand.
     #[must_use]
     pub fn is_transient(&self) -> bool {
