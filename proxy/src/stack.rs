@@ -47,6 +47,8 @@ pub(crate) struct Outcome {
     /// Known as soon as routing has found it.
     route: Option<Arc<Route>>,
     serving: Arc<Serving>,
+    /// Whether an error of our own making was answered, and not what the upstream said.
+    is_ours: bool,
     result: Result<Response<ProxyBody>, ProxyError>,
 }
 

@@ -45,7 +45,7 @@ impl Transform {
     /// [`ProxyError`]; nothing has been sent to the client then.
     pub(crate) async fn call(
         &self,
-        route: &Route,
+        route: &Arc<Route>,
         request: Request<Incoming>,
     ) -> Result<Response<ProxyBody>, ProxyError> {
         match (&route.mode, self.role) {

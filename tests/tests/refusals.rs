@@ -145,6 +145,12 @@ async fn segments_cut_swapped_repeated_and_the_empty_last_one_broken() {
     spliced[segment(7)].copy_from_slice(&sealed[segment(7)]);
     store(spliced).await;
     assert_no_clean_end(&fleet, "a segment of another object", &plain).await;
+    // Each of them is counted by its reason, also those that were found in the middle of a body.
+    let metrics = String::from_utf8(get(fleet.admin_of("proxy"), "/metrics").await.expect(200).body).unwrap();
+    for reason in ["tag", "length"] {
+        let line = format!("keyway_open_failures_total{{reason=\"{reason}\"}}");
+        assert!(metrics.contains(&line), "{line} is missing:\n{metrics}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

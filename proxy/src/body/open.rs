@@ -1,6 +1,7 @@
 //! A body being opened: verified plaintext only, the end proved before the last bytes leave.
 
 use super::{BodyError, Source};
+use crate::route::Route;
 use crate::worker::Buffer;
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
@@ -27,11 +28,13 @@ pub struct OpenBody {
     input: Bytes,
     opener: Option<Opener>,
     dek: Arc<CachedDek>,
+    route: Arc<Route>,
     skip: u64,
     remaining: Option<u64>,
     cuts: bool,
     /// Frames made before the response's head went out, by [`OpenBody::prime`].
     primed: Option<Frame<Bytes>>,
+    has_begun: bool,
     trailers: Option<HeaderMap>,
 }
 
@@ -42,6 +45,7 @@ impl OpenBody {
         input: Bytes,
         opener: Opener,
         dek: Arc<CachedDek>,
+        route: &Arc<Route>,
         window: Window,
     ) -> Self {
         dek.begin_open();
@@ -50,10 +54,12 @@ impl OpenBody {
             input,
             opener: Some(opener),
             dek,
+            route: Arc::clone(route),
             skip: window.skip,
             remaining: window.take,
             cuts: window.cuts,
             primed: None,
+            has_begun: false,
             trailers: None,
         }
     }
@@ -64,6 +70,7 @@ impl OpenBody {
         if let Some(frame) = std::future::poll_fn(|cx| self.poll_frame(cx)).await {
             self.primed = Some(frame?);
         }
+        self.has_begun = true;
         Ok(())
     }
 
@@ -154,6 +161,10 @@ impl OpenBody {
     fn fail(&mut self, error: OpenError) -> BodyError {
         self.opener = None;
         self.dek.count_open_failure();
+        // Before the response's head it becomes an error, and is counted where that is answered.
+        if self.has_begun {
+            self.route.metrics.open_failure(error.reason());
+        }
         tracing::warn!(reason = error.reason(), dek = %self.dek.dek().id(), "a sealed body could not be opened");
         BodyError::Open { error, from_upstream: self.source.is_from_upstream() }
     }

@@ -2,7 +2,7 @@
 
 use super::disk;
 use super::plan::{Plan, PlannedKeyring};
-use super::state::{self, DekRecord, LeaseEnds, State, StateError};
+use super::state::{self, DekRecord, State, StateError};
 use super::zone::{Applied, Zone, after, wall_ms};
 use keyway_envelope::{Dek, KekVersion, KeyBlock};
 use keyway_keycache::{FetchedDek, KeyringSlot, Lease, Millis};
@@ -60,16 +60,22 @@ fn load(zone: &Zone) -> Result<Option<(Applied, State)>, RestoreError> {
     let kat_digest = state.kat_digest.as_slice().try_into().map_err(|_| StateError::Content)?;
     let (now, wall) = (zone.cache.now(), wall_ms());
     let leases =
-        plan.keyrings.iter().map(|keyring| Arc::new(lease(keyring, &state.leases, now, wall))).collect();
+        plan.keyrings.iter().map(|keyring| Arc::new(lease(keyring, &state, now, wall))).collect();
     let digest = super::apply::sha256(&signed.keyring_set);
     Ok(Some((Applied { signed, plan, digest, kat_digest, leases }, state)))
 }
 
-/// What is left of a lease by the wall clock. A clock that was set back gives no more than a whole lease.
-fn lease(keyring: &PlannedKeyring, stored: &[LeaseEnds], now: Millis, wall_ms: u64) -> Lease {
-    let ends = stored.iter().find(|ends| ends.keyring == *keyring.name);
+/// What is left of a lease by the wall clock.
+///
+/// A clock that says less than when the state was written does not tell how long ago that was: nothing is sealed then
+/// before the bridge has spoken, and there is no more than a whole lease to open in.
+fn lease(keyring: &PlannedKeyring, state: &State, now: Millis, wall_ms: u64) -> Lease {
+    let ends = state.leases.iter().find(|ends| ends.keyring == *keyring.name);
     let left = |until_ms: u64, whole_ms: u64| after(now, until_ms.saturating_sub(wall_ms).min(whole_ms));
     match ends {
+        Some(ends) if wall_ms < state.saved_ms => {
+            Lease::until(now, left(ends.open_until_ms, keyring.open_lease_ms))
+        }
         Some(ends) => Lease::until(
             left(ends.seal_until_ms, keyring.seal_lease_ms),
             left(ends.open_until_ms, keyring.open_lease_ms),

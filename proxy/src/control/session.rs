@@ -215,6 +215,10 @@ impl Stream<'_> {
                     }
                 }
             };
+            // What is waiting after a silence may be as old as the silence: this process may have been stopped.
+            if tokio::time::Instant::now() > deadline {
+                return Err(SessionError::Silent);
+            }
             let heard = *busy_since.get_or_insert_with(|| zone.cache.now());
             self.handle(message?.ok_or(SessionError::Ended)?, heard).await?;
             // From the end of the work: while a set is applied nothing is read.

@@ -49,6 +49,9 @@ pub(super) struct State {
     pub(super) seal_deks: Vec<DekRecord>,
     #[prost(message, repeated, tag = "7")]
     pub(super) open_deks: Vec<DekRecord>,
+    /// When it was written, by the wall clock.
+    #[prost(uint64, tag = "8")]
+    pub(super) saved_ms: u64,
 }
 
 /// Until when, in milliseconds since the Unix epoch: the monotonic clock does not survive a restart.
@@ -156,6 +159,7 @@ mod tests {
             bytes: 70,
         };
         State {
+            saved_ms: 1,
             keyring_set: vec![1, 2, 3],
             signature: vec![4; 64],
             kat_digest: vec![5; 32],

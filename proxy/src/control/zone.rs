@@ -312,6 +312,7 @@ impl Zone {
         let seal_deks = self.cache.seal_deks();
         let open_deks = self.cache.open_deks(OPEN_DEKS_STORED_MAX);
         State {
+            saved_ms: wall_ms,
             keyring_set: applied.signed.keyring_set.clone(),
             signature: applied.signed.signature.clone(),
             kat_digest: applied.kat_digest.to_vec(),

@@ -82,7 +82,7 @@ impl<F: Future<Output = Result<Answered, Infallible>>> Future for ObserveFuture<
             None => outcome.serving.routes.unrouted.count(code, seconds),
         }
         this.totals.requests.fetch_add(1, Ordering::Relaxed);
-        if response.status().is_server_error() {
+        if outcome.is_ours && response.status().is_server_error() {
             this.totals.errors.fetch_add(1, Ordering::Relaxed);
         }
         Poll::Ready(Ok(response))

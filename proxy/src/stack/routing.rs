@@ -62,7 +62,7 @@ impl Service<Request<Incoming>> for Guarded {
                 }
                 Err(error) => (None, Err(error)),
             };
-            Ok(Outcome { route, serving, result })
+            Ok(Outcome { route, serving, is_ours: result.is_err(), result })
         })
     }
 }

@@ -10,7 +10,7 @@ use http::request;
 impl Transform {
     pub(super) async fn client(
         &self,
-        route: &Route,
+        route: &Arc<Route>,
         protection: &Protection,
         request: Request<Incoming>,
     ) -> Result<Response<ProxyBody>, ProxyError> {
@@ -47,7 +47,7 @@ impl Transform {
 /// One request on a protected route, and what is needed to answer it.
 struct Exchange<'a> {
     transform: &'a Transform,
-    route: &'a Route,
+    route: &'a Arc<Route>,
     protection: &'a Protection,
     context: RequestContext,
 }
@@ -105,7 +105,7 @@ impl Exchange<'_> {
                 let plain_len = plain_len(sealed_len)?;
                 let opener = Opener::new(keys, Implementation::selected());
                 let window = Window { skip: 0, take: plain_len, cuts: false };
-                let mut body = OpenBody::new(source, rest, opener, dek, window);
+                let mut body = OpenBody::new(source, rest, opener, dek, self.route, window);
                 body.prime().await.map_err(|error| ProxyError::from_body(&error))?;
                 headers::set_content_length(&mut head.headers, plain_len);
                 Ok(finish_response(Response::from_parts(head, ProxyBody::Open(Box::new(body)))))

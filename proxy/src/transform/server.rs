@@ -7,7 +7,7 @@ use http::header::{ACCEPT_RANGES, IF_RANGE, RANGE};
 impl Transform {
     pub(super) async fn server(
         &self,
-        route: &Route,
+        route: &Arc<Route>,
         protection: &Protection,
         request: Request<Incoming>,
     ) -> Result<Response<ProxyBody>, ProxyError> {
@@ -38,7 +38,7 @@ impl Transform {
 
     async fn open_request(
         &self,
-        route: &Route,
+        route: &Arc<Route>,
         protection: &Protection,
         context: &RequestContext,
         message: &mut HeaderMap,
@@ -62,7 +62,7 @@ impl Transform {
                     .map_err(|_| ProxyError::OpenFailed { reason: "length", from_upstream: false })?;
                 let opener = Opener::new(keys, Implementation::selected());
                 let window = Window { skip: 0, take: plain_len, cuts: false };
-                let mut body = OpenBody::new(source, rest, opener, dek, window);
+                let mut body = OpenBody::new(source, rest, opener, dek, route, window);
                 body.prime().await.map_err(|error| ProxyError::from_body(&error))?;
                 headers::drop_digests(message);
                 headers::set_content_length(message, plain_len);

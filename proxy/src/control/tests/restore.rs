@@ -1,3 +1,4 @@
+use super::super::state::LeaseEnds;
 use super::*;
 use keyway_envelope::KeyringId;
 use keyway_keycache::DekLimits;
@@ -16,8 +17,9 @@ fn planned() -> PlannedKeyring {
     }
 }
 
-fn ends(seal_until_ms: u64, open_until_ms: u64) -> [LeaseEnds; 1] {
-    [LeaseEnds { keyring: "default".into(), seal_until_ms, open_until_ms }]
+fn ends(seal_until_ms: u64, open_until_ms: u64) -> State {
+    let leases = vec![LeaseEnds { keyring: "default".into(), seal_until_ms, open_until_ms }];
+    State { leases, saved_ms: 49_500, ..State::default() }
 }
 
 #[test]
@@ -33,13 +35,15 @@ fn an_end_in_the_past_leaves_nothing() {
 }
 
 #[test]
-fn a_clock_that_was_set_back_gives_one_whole_lease_at_most() {
-    let lease = lease(&planned(), &ends(50_400, 57_000), Millis(20), 0);
-    assert_eq!((lease.seal_until(), lease.open_until()), (Millis(1_020), Millis(10_020)));
+fn a_clock_that_was_set_back_gives_no_time_to_seal_and_one_whole_lease_at_most_to_open() {
+    for wall_ms in [0, 49_499] {
+        let lease = lease(&planned(), &ends(50_400, 60_000), Millis(20), wall_ms);
+        assert_eq!((lease.seal_until(), lease.open_until()), (Millis(20), Millis(10_020)));
+    }
 }
 
 #[test]
 fn a_keyring_without_a_stored_end_has_no_lease() {
-    let lease = lease(&planned(), &[], Millis(20), 50_000);
+    let lease = lease(&planned(), &State::default(), Millis(20), 50_000);
     assert_eq!((lease.seal_until(), lease.open_until()), (Millis(20), Millis(20)));
 }

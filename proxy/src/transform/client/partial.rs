@@ -105,7 +105,7 @@ impl Exchange<'_> {
 
         let opener = Opener::range(keys, Implementation::selected(), &plan);
         let window = Window { skip: plan.skip, take: Some(plan.take), cuts: true };
-        let mut body = OpenBody::new(source, Bytes::new(), opener, dek, window);
+        let mut body = OpenBody::new(source, Bytes::new(), opener, dek, self.route, window);
         body.prime().await.map_err(|error| ProxyError::from_body(&error))?;
         headers::mark_etag(&mut head.headers);
         headers::drop_digests(&mut head.headers);
