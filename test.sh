@@ -80,9 +80,10 @@ locked=()
 [[ -n ${CI:-} ]] && locked=(--locked)
 export CARGO_NET_RETRY="${CARGO_NET_RETRY:-5}"
 
-# The end-to-end tests start the real programs, so these are built before any test.
-say "building the binaries"
-cargo build --workspace --bins "${locked[@]}"
+# The end-to-end tests start the real programs, so these are built before any test. With all targets, since that is
+# what `cargo test` builds the dependencies for: with the binaries alone everything would be compiled twice.
+say "building"
+cargo build --workspace --all-targets "${locked[@]}"
 
 if (($#)); then
   scope=(--workspace)
