@@ -332,6 +332,29 @@ async fn the_host_that_routes_is_the_host_that_the_upstream_sees() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn trailers_go_through_and_stale_digests_in_them_do_not() {
+    let mut fleet = Fleet::start(Hsm::Software).await;
+    let _ = put(fleet.data(), "/objects/a", "hello").await.stored();
+    let sealed = get(fleet.store(), "/objects/a").await.expect(200).body;
+    let mut response = format!(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-note, content-md5\r\n\r\n{:x}\r\n",
+        sealed.len()
+    )
+    .into_bytes();
+    response.extend_from_slice(&sealed);
+    response.extend_from_slice(b"\r\n0\r\nx-note: kept\r\ncontent-md5: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n");
+    let scripted = Scripted::start(BTreeMap::from([("/objects/trailed".to_owned(), response)])).await;
+    fleet.start_proxy_as("proxy", "orders", &scripted.url(), "client", keyway_tests::fleet::ROUTES).await;
+    fleet.wait_ready("proxy").await;
+    let request = "GET /objects/trailed HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: TE, close\r\n\r\n"
+        .as_bytes();
+    let answer = raw(&fleet, request).await;
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(body.contains("hello") && body.contains("x-note: kept"), "{answer}");
+    assert!(!body.contains("content-md5"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_length_of_zero_is_no_content() {
     let fleet = Fleet::start(Hsm::Software).await;
     let body = random(20_000);

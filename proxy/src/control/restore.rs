@@ -59,8 +59,7 @@ fn load(zone: &Zone) -> Result<Option<(Applied, State)>, RestoreError> {
     let plan = Plan::read(&zone.name, &set).map_err(|refusal| RestoreError::Plan(refusal.reason))?;
     let kat_digest = state.kat_digest.as_slice().try_into().map_err(|_| StateError::Content)?;
     let (now, wall) = (zone.cache.now(), wall_ms());
-    let leases =
-        plan.keyrings.iter().map(|keyring| Arc::new(lease(keyring, &state, now, wall))).collect();
+    let leases = plan.keyrings.iter().map(|keyring| Arc::new(lease(keyring, &state, now, wall))).collect();
     let digest = super::apply::sha256(&signed.keyring_set);
     Ok(Some((Applied { signed, plan, digest, kat_digest, leases }, state)))
 }
