@@ -35,7 +35,7 @@ impl fmt::Display for KeyringName {
     }
 }
 
-/// Index of a configured keyring: fixed for the life of the [`KeyCache`], so that a look-up hashes no string.
+/// Index of a configured keyring: fixed for the life of the [`crate::KeyCache`], so that a look-up hashes no string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyringSlot(pub usize);
 

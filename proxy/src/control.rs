@@ -1,8 +1,8 @@
 //! The member's side of the control plane: what the bridge says becomes what the workers serve from.
 //!
 //! One push stream per zone, each a task on the control runtime; workers never wait for any of them. What comes in is
-//! verified, known-answer tested, made durable, published with one swap, and only then acknowledged ([`apply`]). With
-//! the bridge gone a proxy goes on within its leases, and from disk over its own restart ([`state`]).
+//! verified, known-answer tested, made durable, published with one swap, and only then acknowledged (`apply`). With
+//! the bridge gone a proxy goes on within its leases, and from disk over its own restart (`state`).
 //!
 //! ```text
 //! run: connect → Hello → Welcome → { keyring set → apply → APPLIED | NACK, heartbeat → leases } → back-off → connect

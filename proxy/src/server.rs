@@ -29,6 +29,8 @@ use tracing::{debug, warn};
 /// How often a runtime looks at the network between tasks. At tokio's default of 61, small requests beside two bulk
 /// uploads waited 8 ms (p50); at 8 it is 1.1 ms, and the price was not measurable.
 const EVENT_INTERVAL: u32 = 8;
+/// Between the end of accepting and the closing of idle connections.
+const DRAIN_GRACE: Duration = Duration::from_millis(250);
 /// A TLS handshake takes no longer.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// HTTP/2 flow control: what one stream and one connection may have under way, in bytes.
@@ -137,6 +139,8 @@ async fn accept(listener: Arc<ListenerShared>, socket: TcpListener, shared: Work
         });
     }
     drop(socket);
+    // What clients had sent before they could know is read and answered; only then idle connections are closed.
+    tokio::time::sleep(DRAIN_GRACE).await;
     if tokio::time::timeout(shared.drain_timeout, graceful.shutdown()).await.is_err() {
         warn!(listener = listener.name, "drain_timeout passed with connections still open; they are closed");
     }

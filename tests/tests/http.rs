@@ -437,6 +437,14 @@ async fn sigterm_lets_streams_end_and_sighup_takes_new_routes() {
         client.send(request(Method::PUT, "/objects/draining", &[], body)).await.unwrap()
     });
     pieces.send(vec![7; 100_000].into()).await.unwrap();
+    let admin = fleet.admin_of("proxy");
+    eventually("the upload to be under way", async || {
+        let metrics = String::from_utf8(get(admin, "/metrics").await.body).unwrap();
+        let line = "keyway_sealed_bytes_total{keyring=\"payments/default\",kek_version=\"1\"} ";
+        let sealed = metrics.lines().find_map(|found| found.strip_prefix(line))?;
+        (sealed.parse::<u64>().unwrap() >= 100_000).then_some(())
+    })
+    .await;
     let (data, process) = (fleet.data(), fleet.take_proxy("proxy"));
     let ended = tokio::task::spawn_blocking(move || process.terminate());
     eventually("the end of accepting", async || TcpStream::connect(data).await.is_err().then_some(())).await;
