@@ -27,7 +27,7 @@ pub(super) struct Discovery {
     pub(super) why: String,
 }
 
-/// Tries AES-GCM on keys of this session only; nothing is stored in the token.
+/// Tries AES-GCM on PKCS#11 session keys; nothing is stored in the token.
 pub(super) fn discover(link: &Link) -> Result<Discovery, Failure> {
     let numbers = raw::mechanisms(link.module.path(), link.slot).map_err(BackendError::Unavailable)?;
     let mut trials = vec![
