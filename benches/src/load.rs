@@ -1,0 +1,74 @@
+//! Requests, as fast as they are answered.
+
+use hdrhistogram::Histogram;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The version of HTTP that clients speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Http {
+    /// HTTP/1.1 with keep-alive.
+    One,
+    /// HTTP/2: with prior knowledge, or by ALPN with TLS.
+    Two,
+}
+
+/// What every connection does, over and over.
+#[derive(Clone, Debug)]
+pub enum Exchange {
+    /// GET of `path`.
+    Get {
+        /// Path of the target; `{n}` stands for the connection's number.
+        path: String,
+        /// Length that every response's body must have, in bytes.
+        body: u64,
+    },
+    /// PUT of pseudo-random bytes to `path`.
+    Put {
+        /// As above.
+        path: String,
+        /// Length of the body, in bytes.
+        body: u64,
+    },
+}
+
+/// What to load, and how.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where.
+    pub address: SocketAddr,
+    /// The Host, and the name in the certificate.
+    pub host: String,
+    /// The authority to trust, PEM: speaks TLS if given.
+    pub ca: Option<PathBuf>,
+    /// Which HTTP.
+    pub http: Http,
+    /// Connections, all opened before the clock starts.
+    pub connections: usize,
+    /// Requests under way on each; more than one needs HTTP/2.
+    pub streams: usize,
+    /// What they do.
+    pub exchange: Exchange,
+    /// Before the clock starts.
+    pub warm_up: Duration,
+    /// How long it runs.
+    pub measure: Duration,
+    /// The core that the generator's one thread runs on.
+    pub core: Option<usize>,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Responses that were right: status 2xx, whole, of the length that was expected.
+    pub requests: u64,
+    /// Anything else, lost connections included.
+    pub failures: u64,
+    /// Bytes of bodies, sent or received, of the requests that count.
+    pub bytes: u64,
+    /// By the generator's clock.
+    pub elapsed: Duration,
+    /// From a request's first byte out to its response's last byte in, in nanoseconds.
+    pub latency: Histogram<u64>,
+}

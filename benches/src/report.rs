@@ -1,0 +1,1 @@
+//! Writes a report down: Markdown, JSON, SVG.
