@@ -127,10 +127,13 @@ impl Zone {
         let view = Arc::new(View::read(self).await?);
         self.view.send_if_modified(|current| {
             // Generations never go down, whichever reader was faster.
-            let newer = view.generation >= current.generation;
-            if newer {
-                *current = view.clone();
+            if view.generation < current.generation {
+                return false;
             }
+            // The same generation is the same to members: they are not told twice. Each telling costs the whole fleet its
+            // known answers, and one that is late would ask for those of a version that has been retired meanwhile.
+            let newer = view.generation > current.generation;
+            *current = view.clone();
             newer
         });
         Ok(view)

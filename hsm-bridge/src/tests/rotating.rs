@@ -208,3 +208,21 @@ async fn a_generation_that_was_committed_and_not_published_is_published() {
     member.until(|held| held.generation == before + 1).await;
     bridge.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_member_hears_each_generation_once() {
+    let bed = Bed::new();
+    let bridge = bed.start().await;
+    let mut member = Member::join(&bed, bridge.grpc_addr(), ORDERS, "a", Behaviour::Apply).await;
+    let before = member.until(|held| held.generation > 0).await;
+    let mut ops = bed.operator(bridge.grpc_addr()).await;
+    let rotation = ops.rotate().await;
+    let last = ops.until_done(&rotation.id).await.pop().unwrap();
+    let heartbeats = member.held().heartbeats;
+    let after = member.until(|held| held.heartbeats > heartbeats).await;
+    // Accepted, promoted, retired. Steps that change nothing for members are not told to them: each telling costs every
+    // member its known answers.
+    assert_eq!(after.generation, last.generation);
+    assert_eq!(u64::from(after.sets - before.sets), after.generation - before.generation);
+    assert_eq!(after.sets - before.sets, 3);
+}
