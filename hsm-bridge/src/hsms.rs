@@ -155,7 +155,10 @@ impl Hsm {
         if matches!(checked, Err(HsmError { source: BackendError::Pin, .. })) {
             self.pin_refused.store(true, Ordering::Relaxed);
         }
-        self.set_up(checked.is_ok());
+        // A canary that found no room proves nothing either way.
+        if !matches!(checked, Err(HsmError { source: BackendError::Busy, .. })) {
+            self.set_up(checked.is_ok());
+        }
         checked
     }
 

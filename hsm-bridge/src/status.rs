@@ -36,6 +36,10 @@ impl From<KeyError> for Status {
                 error!(%error, "a key backend does not answer");
                 Self::unavailable("the key backend does not answer")
             }
+            // Not one for the log each: the operation's histogram shows what is going on.
+            KeyError::Hsm(HsmError { source: BackendError::Busy, .. }) => {
+                Self::resource_exhausted("the key backend is busy; try again")
+            }
             error => {
                 error!(%error, "a key operation failed");
                 Self::internal("a key operation failed; the bridge's log says why")

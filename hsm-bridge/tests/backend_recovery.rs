@@ -165,7 +165,7 @@ async fn a_thread_that_hangs_costs_its_callers_their_timeout_and_no_more() {
     // The thread holds one job, the queue the rest. The next that finds no room is told so at once.
     backend.find_kek(kek(1)).await.unwrap_err();
     let full = backend.find_kek(kek(1)).await.unwrap_err();
-    assert_eq!(full, BackendError::Unavailable("its queue is full".to_owned()));
+    assert_eq!(full, BackendError::Busy);
     assert!(full.is_transient() && BackendError::Timeout.is_transient());
 
     // Once the call ends, what nobody waits for any more is skipped, and the backend serves.

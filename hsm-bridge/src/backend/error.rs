@@ -22,6 +22,9 @@ pub enum BackendError {
     /// The backend can't serve now; trying again later may work.
     #[error("the key backend is unavailable: {0}")]
     Unavailable(String),
+    /// More callers wait than it takes on. It works, and it will be free again.
+    #[error("the key backend is busy: its queue is full")]
+    Busy,
     /// The token refused the PIN. The same PIN is not tried again: tokens lock after a few wrong ones.
     #[error(
         "the token refused the PIN; it is not tried again, so that the token does not lock: correct pin_file"
@@ -56,6 +59,6 @@ impl BackendError {
     /// Whether the same call may succeed later with nothing changed by hand.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Timeout | Self::Unavailable(_))
+        matches!(self, Self::Timeout | Self::Unavailable(_) | Self::Busy)
     }
 }

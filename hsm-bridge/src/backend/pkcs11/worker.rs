@@ -1,7 +1,7 @@
 //! One thread per session, a bounded queue in front, the deadline in the caller.
 //!
 //! A module may hang in any call (a network HSM for minutes): then its threads hang, callers get
-//! [`BackendError::Timeout`], and soon [`BackendError::Unavailable`] from the full queue. Nothing else waits.
+//! [`BackendError::Timeout`], and soon [`BackendError::Busy`] from the full queue. Nothing else waits.
 
 use super::failure::{Class, Failure};
 use super::module::Module;
@@ -87,11 +87,9 @@ impl Crew {
     }
 
     fn enqueue(&self, job: impl FnOnce(&mut Worker) + Send + 'static) -> Result<(), BackendError> {
-        self.queue.try_send(Box::new(job)).map_err(|error| {
-            BackendError::Unavailable(match error {
-                TrySendError::Full(_) => "its queue is full".to_owned(),
-                TrySendError::Disconnected(_) => "its threads ended".to_owned(),
-            })
+        self.queue.try_send(Box::new(job)).map_err(|error| match error {
+            TrySendError::Full(_) => BackendError::Busy,
+            TrySendError::Disconnected(_) => BackendError::Unavailable("its threads ended".to_owned()),
         })
     }
 }
