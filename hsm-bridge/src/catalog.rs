@@ -7,6 +7,7 @@
 //! epoch is still its own, inside the transaction that it guards.
 
 mod deks;
+mod group;
 mod keks;
 mod members;
 mod rotations;
@@ -19,10 +20,12 @@ pub(crate) use rotations::{NewRotation, RotationRow, Step};
 pub(crate) use zones::ZoneSpec;
 
 use crate::clock::Clock;
+use group::Group;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Sqlite, SqlitePool, Transaction};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -64,6 +67,9 @@ pub enum CatalogError {
     /// A step that does not fit what is recorded; nothing was changed.
     #[error("catalog: {0}")]
     Stale(&'static str),
+    /// The transaction that this change was part of has failed; nothing of it is recorded.
+    #[error("{0}")]
+    Group(String),
     /// A value that this program never writes.
     #[error("catalog is damaged: {0}")]
     Damaged(&'static str),
@@ -72,8 +78,16 @@ pub enum CatalogError {
 /// An open catalog, and the lead of it.
 #[derive(Debug)]
 pub(crate) struct Catalog {
-    write: SqlitePool,
+    leader: Arc<Leader>,
     read: SqlitePool,
+    /// For what many ask for at the same time.
+    group: Group,
+}
+
+/// The one who writes.
+#[derive(Debug)]
+struct Leader {
+    write: SqlitePool,
     epoch: u64,
     clock: Clock,
 }
@@ -99,20 +113,42 @@ impl Catalog {
         sqlx::migrate!("./migrations").run(&write).await?;
         let read = SqlitePoolOptions::new().max_connections(READERS).connect_with(options).await?;
         let epoch = take_lead(&write, int(clock.now_ms())).await?;
-        Ok(Self { write, read, epoch, clock })
+        let leader = Arc::new(Leader { write, epoch, clock });
+        Ok(Self { read, group: Group::start(leader.clone()), leader })
     }
 
     /// The leader epoch of this process.
     pub(crate) fn epoch(&self) -> u64 {
-        self.epoch
+        self.leader.epoch
     }
 
     /// Waits for what is under way and closes the files.
     pub(crate) async fn close(&self) {
         self.read.close().await;
-        self.write.close().await;
+        self.leader.write.close().await;
     }
 
+    async fn begin(&self) -> Result<Write, CatalogError> {
+        self.leader.begin().await
+    }
+
+    /// Whether this process still has the lead.
+    pub(crate) async fn check_lead(&self) -> Result<(), CatalogError> {
+        let epoch: i64 = sqlx::query_scalar("SELECT epoch FROM leader").fetch_one(&self.read).await?;
+        let theirs = uint(epoch)?;
+        if theirs == self.epoch() {
+            Ok(())
+        } else {
+            Err(CatalogError::Deposed { ours: self.epoch(), theirs })
+        }
+    }
+
+    fn now(&self) -> i64 {
+        self.leader.now()
+    }
+}
+
+impl Leader {
     /// A write transaction; it has the database's write lock, and the lead is checked.
     ///
     /// Each says what time it is: whatever is decided because a lease has ended is recorded with a later time than that.
@@ -124,13 +160,6 @@ impl Catalog {
             .await?;
         let theirs = uint(epoch)?;
         if theirs == self.epoch { Ok(tx) } else { Err(CatalogError::Deposed { ours: self.epoch, theirs }) }
-    }
-
-    /// Whether this process still has the lead.
-    pub(crate) async fn check_lead(&self) -> Result<(), CatalogError> {
-        let epoch: i64 = sqlx::query_scalar("SELECT epoch FROM leader").fetch_one(&self.read).await?;
-        let theirs = uint(epoch)?;
-        if theirs == self.epoch { Ok(()) } else { Err(CatalogError::Deposed { ours: self.epoch, theirs }) }
     }
 
     fn now(&self) -> i64 {

@@ -12,6 +12,7 @@ use keyway_protocol::dek_transport::{parse_key_block, seal_dek};
 use keyway_protocol::v1;
 use serde_json::json;
 use std::sync::Arc;
+use std::time::Instant;
 use thiserror::Error;
 use tracing::{info, warn};
 
@@ -88,7 +89,9 @@ impl Zone {
             purpose: Purpose::Data,
             wraps,
         };
+        let asked = Instant::now();
         self.catalog().record_dek(&record, None).await?;
+        self.shared.metrics.catalog_commit(asked.elapsed());
         // It may come back soon: a reader asks for it.
         self.deks.insert(dek);
         Ok(response)

@@ -38,6 +38,11 @@ impl Metrics {
         });
     }
 
+    /// A DEK was recorded: from the asking until it was durable.
+    pub(crate) fn catalog_commit(&self, took: Duration) {
+        with_local_recorder(&*self.recorder, || histogram!("keyway_catalog_commit_seconds").record(took));
+    }
+
     pub(crate) fn hsm_up(&self, zone: &str, backend: &str, up: bool) {
         let (zone, backend) = (zone.to_owned(), backend.to_owned());
         with_local_recorder(&*self.recorder, || {

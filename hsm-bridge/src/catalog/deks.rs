@@ -1,10 +1,10 @@
 //! Every DEK, and the wraps that lead to it.
 
-use super::{Catalog, CatalogError, Write, small, uint};
+use super::{Catalog, CatalogError, small, uint};
 use keyway_envelope::{DekId, KekVersion, KeyBlock, KeyringId};
 use sha2::{Digest, Sha256};
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Executor, Row, Sqlite};
+use sqlx::{Executor, Row, Sqlite, SqliteConnection};
 
 /// What a DEK is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,18 +72,10 @@ impl Catalog {
     /// Records a DEK, if its version may be sealed under at this moment. After this it may be issued.
     ///
     /// The check is inside the transaction: once the write barrier is recorded, nothing new gets in under the old version.
+    /// Those that are asked for at the same time share a commit.
     pub(crate) async fn record_dek(&self, dek: &NewDek, also: Option<&NewWrap>) -> Result<(), CatalogError> {
-        let mut tx = self.begin().await?;
-        if !issuable(&mut *tx, dek.keyring, dek.version).await? {
-            return Err(CatalogError::NotIssuable { version: dek.version.0 });
-        }
-        let now = self.now();
-        insert_dek(&mut tx, dek, now).await?;
-        if let Some(wrap) = also {
-            insert_wrap(&mut tx, dek.id, wrap, "superseded", now).await?;
-        }
-        tx.commit().await?;
-        Ok(())
+        let (dek, also) = (dek.clone(), also.cloned());
+        self.group.commit(move |tx, now| Box::pin(record(tx, dek, also, now))).await
     }
 
     /// Records a further block of a known DEK, as superseded.
@@ -258,7 +250,27 @@ async fn issuable<'e>(
     Ok(found.is_some())
 }
 
-pub(super) async fn insert_dek(tx: &mut Write, dek: &NewDek, now: i64) -> Result<(), CatalogError> {
+async fn record(
+    tx: &mut SqliteConnection,
+    dek: NewDek,
+    also: Option<NewWrap>,
+    now: i64,
+) -> Result<(), CatalogError> {
+    if !issuable(&mut *tx, dek.keyring, dek.version).await? {
+        return Err(CatalogError::NotIssuable { version: dek.version.0 });
+    }
+    insert_dek(tx, &dek, now).await?;
+    if let Some(wrap) = also {
+        insert_wrap(tx, dek.id, &wrap, "superseded", now).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn insert_dek(
+    tx: &mut SqliteConnection,
+    dek: &NewDek,
+    now: i64,
+) -> Result<(), CatalogError> {
     sqlx::query(
         "INSERT INTO deks (id, keyring_id, service, tenant, purpose, state, live_version, created_ms) \
          VALUES (?, ?, ?, ?, ?, 'live', ?, ?)",
@@ -270,7 +282,7 @@ pub(super) async fn insert_dek(tx: &mut Write, dek: &NewDek, now: i64) -> Result
     .bind(dek.purpose.name())
     .bind(i64::from(dek.version.0))
     .bind(now)
-    .execute(&mut **tx)
+    .execute(&mut *tx)
     .await?;
     for wrap in &dek.wraps {
         insert_wrap(tx, dek.id, wrap, "live", now).await?;
@@ -279,7 +291,7 @@ pub(super) async fn insert_dek(tx: &mut Write, dek: &NewDek, now: i64) -> Result
 }
 
 async fn insert_wrap(
-    tx: &mut Write,
+    tx: &mut SqliteConnection,
     id: DekId,
     wrap: &NewWrap,
     state: &str,
@@ -297,7 +309,7 @@ async fn insert_wrap(
     .bind(&wrap.block.to_bytes()[..])
     .bind(state)
     .bind(now)
-    .execute(&mut **tx)
+    .execute(&mut *tx)
     .await?;
     Ok(())
 }

@@ -105,23 +105,28 @@ impl Catalog {
         digest: &[u8],
         lease_ms: u64,
     ) -> Result<(), CatalogError> {
-        let mut tx = self.begin().await?;
-        sqlx::query(
-            "UPDATE members SET applied_generation = ?1, applied_digest = ?2, applied_ms = ?5, seen_ms = ?5, lease_ms = ?7, \
-               nack_generation = 0, nack = '' WHERE zone_id = ?3 AND service = ?4 AND instance = ?6 \
-               AND applied_generation <= ?1",
-        )
-        .bind(int(generation))
-        .bind(digest)
-        .bind(i64::from(zone.0))
-        .bind(&key.service)
-        .bind(self.now())
-        .bind(&key.instance)
-        .bind(int(lease_ms))
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        Ok(())
+        let (key, digest) = (key.clone(), digest.to_vec());
+        let recorded = self.group.commit(move |tx, now| {
+            Box::pin(async move {
+                sqlx::query(
+                    "UPDATE members SET applied_generation = ?1, applied_digest = ?2, applied_ms = ?5, seen_ms = ?5, \
+                       lease_ms = ?7, nack_generation = 0, nack = '' \
+                     WHERE zone_id = ?3 AND service = ?4 AND instance = ?6 AND applied_generation <= ?1",
+                )
+                .bind(int(generation))
+                .bind(digest)
+                .bind(i64::from(zone.0))
+                .bind(key.service)
+                .bind(now)
+                .bind(key.instance)
+                .bind(int(lease_ms))
+                .execute(tx)
+                .await?;
+                Ok(())
+            })
+        });
+        // A push to a fleet is answered by all of it at once.
+        recorded.await
     }
 
     /// A member goes on with what it had.
@@ -156,19 +161,23 @@ impl Catalog {
         key: &MemberKey,
         lease_end_ms: u64,
     ) -> Result<(), CatalogError> {
-        let mut tx = self.begin().await?;
-        sqlx::query(
-            "UPDATE members SET lease_end_ms = ?, seen_ms = ? WHERE zone_id = ? AND service = ? AND instance = ?",
-        )
-        .bind(int(lease_end_ms))
-        .bind(self.now())
-        .bind(i64::from(zone.0))
-        .bind(&key.service)
-        .bind(&key.instance)
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        Ok(())
+        let key = key.clone();
+        let recorded = self.group.commit(move |tx, now| {
+            Box::pin(async move {
+                sqlx::query(
+                    "UPDATE members SET lease_end_ms = ?, seen_ms = ? WHERE zone_id = ? AND service = ? AND instance = ?",
+                )
+                .bind(int(lease_end_ms))
+                .bind(now)
+                .bind(i64::from(zone.0))
+                .bind(key.service)
+                .bind(key.instance)
+                .execute(tx)
+                .await?;
+                Ok(())
+            })
+        });
+        recorded.await
     }
 }
 

@@ -131,7 +131,7 @@ async fn what_was_left_of_a_lease_is_left_after_a_restart_whatever_the_clock_say
         wall = next;
         let catalog = Catalog::open(&path, Clock::started_at(wall)).await.unwrap();
         let ends: Vec<_> = catalog.members(zone).await.unwrap().iter().map(|row| row.lease_end_ms).collect();
-        let now = catalog.clock.now_ms();
+        let now = catalog.leader.clock.now_ms();
         assert!(ends[0] < now, "a lease that had ended begins anew at {now}: {ends:?}");
         // What the test itself takes may be gone from it.
         assert!((now + HOUR / 2..=now + HOUR).contains(&ends[1]), "{now}: {ends:?}");
@@ -143,15 +143,15 @@ async fn what_was_left_of_a_lease_is_left_after_a_restart_whatever_the_clock_say
 async fn a_lease_that_a_step_has_outlived_stays_ended_after_a_restart() {
     let bed = Bed::new().await;
     let zone = bed.kek.zone;
-    let now = bed.catalog.clock.now_ms();
+    let now = bed.catalog.leader.clock.now_ms();
     bed.catalog.member_attached(zone, &hello("a", now)).await.unwrap();
-    while bed.catalog.clock.now_ms() == now {
+    while bed.catalog.leader.clock.now_ms() == now {
         tokio::task::yield_now().await;
     }
     // Nobody waits for it any more.
     bed.begin().await;
     let restarted = Catalog::open(&bed.dir.path().join("c.db"), Clock::started_at(1_000_000)).await.unwrap();
-    assert!(restarted.members(zone).await.unwrap()[0].lease_end_ms < restarted.clock.now_ms());
+    assert!(restarted.members(zone).await.unwrap()[0].lease_end_ms < restarted.leader.clock.now_ms());
 }
 
 #[tokio::test]
@@ -288,4 +288,74 @@ async fn a_member_counts_with_the_less_that_it_holds() {
     bed.catalog.member_applied(zone, &key, 5, &[2], 0).await.unwrap();
     bed.catalog.member_applied(zone, &key, 4, &[3], 0).await.unwrap();
     assert_eq!(bed.catalog.members(zone).await.unwrap()[0].applied_generation, 5, "never down");
+}
+
+#[tokio::test]
+async fn whoever_is_told_that_a_dek_is_recorded_finds_it_on_the_disk() {
+    let bed = Bed::new().await;
+    // Another reader than the one that wrote.
+    let path = format!("sqlite://{}", bed.dir.path().join("c.db").display());
+    let others = SqlitePool::connect(&path).await.unwrap();
+    let recorded = (10..210).map(async |id: u8| {
+        bed.catalog.record_dek(&dek(bed.kek, id, Purpose::Data), None).await.unwrap();
+        let found: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM deks d JOIN wraps w ON w.dek_id = d.id WHERE d.id = ?")
+                .bind(&[id; 16][..])
+                .fetch_one(&others)
+                .await
+                .unwrap();
+        assert_eq!(found, 1);
+    });
+    futures_util::future::join_all(recorded).await;
+}
+
+#[tokio::test]
+async fn one_that_is_refused_does_not_take_its_group_along() {
+    let bed = Bed::new().await;
+    bed.catalog.record_dek(&dek(bed.kek, 9, Purpose::Data), None).await.unwrap();
+    let retired = KekRef { version: KekVersion(7), ..bed.kek };
+    let (good, again, other) =
+        (dek(bed.kek, 20, Purpose::Data), dek(bed.kek, 9, Purpose::Data), dek(retired, 21, Purpose::Data));
+    // All are handed in before the task gets to run: one group.
+    let outcomes = tokio::join!(
+        bed.catalog.record_dek(&again, None),
+        bed.catalog.record_dek(&good, None),
+        bed.catalog.record_dek(&other, None),
+    );
+    assert!(matches!(outcomes.0, Err(CatalogError::Sql(_))), "{outcomes:?}");
+    assert!(outcomes.1.is_ok(), "{outcomes:?}");
+    assert!(matches!(outcomes.2, Err(CatalogError::NotIssuable { version: 7 })), "{outcomes:?}");
+    assert!(bed.catalog.dek(good.id).await.unwrap().is_some());
+    assert!(bed.catalog.dek(other.id).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_commit_that_fails_fails_all_of_its_group_and_none_after_it() {
+    let bed = Bed::new().await;
+    let one = dek(bed.kek, 20, Purpose::Data);
+    let other = dek(bed.kek, 21, Purpose::Data);
+    // A reference that leads nowhere is found at the commit, when each change has long succeeded.
+    let poison = bed.catalog.group.commit(|tx, _| {
+        Box::pin(async move {
+            sqlx::query("PRAGMA defer_foreign_keys = ON").execute(&mut *tx).await?;
+            sqlx::query("INSERT INTO kek_attempts VALUES (99, 1, 'nowhere')").execute(&mut *tx).await?;
+            Ok(())
+        })
+    });
+    let outcomes =
+        tokio::join!(bed.catalog.record_dek(&one, None), poison, bed.catalog.record_dek(&other, None),);
+    for outcome in [outcomes.0, outcomes.1, outcomes.2] {
+        assert!(
+            matches!(&outcome, Err(CatalogError::Group(why)) if why.contains("FOREIGN KEY")),
+            "{outcome:?}"
+        );
+    }
+    for id in [one.id, other.id] {
+        assert!(
+            bed.catalog.dek(id).await.unwrap().is_none(),
+            "in the catalog, and its caller was told it is not"
+        );
+    }
+    bed.catalog.record_dek(&one, None).await.unwrap();
+    assert!(bed.catalog.dek(one.id).await.unwrap().is_some());
 }
