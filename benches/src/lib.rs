@@ -8,6 +8,7 @@
 //! Absolute figures belong to one machine on one day. What is concluded from is the ratio of two systems that took
 //! turns in one run; see `docs/benchmarking.md`.
 
+pub mod bridge;
 pub mod load;
 pub mod machine;
 pub mod report;
