@@ -27,6 +27,8 @@ const TICK: Duration = Duration::from_secs(1);
 const HEALTH_EVERY: Duration = Duration::from_secs(5);
 /// DEKs that are rewrapped in one transaction.
 const BATCH: u32 = 64;
+/// A look counts what is left, which takes longer the more there is: so it is taken once per this part of it.
+const LOOK_PER: u64 = 64;
 /// HSM operations at the same time.
 const PARALLEL: usize = 4;
 
@@ -130,7 +132,7 @@ impl Engine {
             seen.failure = None;
             let Next::Do(action) = decide(&seen) else { break };
             self.tell(&row).await?;
-            match self.perform(&row, action).await {
+            match self.perform(&row, action, seen.live_wraps).await {
                 Ok(()) => self.forget_failure(&row.id),
                 Err(Failed::Stop(stop)) => return Err(Failed::Stop(stop)),
                 Err(Failed::Step(error)) => {
@@ -145,10 +147,10 @@ impl Engine {
     }
 
     /// Audit record first, then the effect.
-    async fn perform(&self, row: &RotationRow, action: Action) -> Result<(), Failed> {
+    async fn perform(&self, row: &RotationRow, action: Action, live: u64) -> Result<(), Failed> {
         match action {
             Action::Generate => self.generate(row).await,
-            Action::Rewrap => self.rewrap(row).await,
+            Action::Rewrap => self.rewrap_some(row, live).await,
             Action::Accept => self.step(row, Step::Accept, "rotation.accept").await,
             Action::Promote => self.step(row, Step::Promote, "rotation.promote").await,
             Action::BeginDrain => self.step(row, Step::BeginDrain, "rotation.drain").await,
@@ -198,6 +200,21 @@ impl Engine {
         let keyring = zone.keyring(row.keyring).ok_or(KeyError::Check("the keyring is not configured"))?;
         let version = zone.keys.make_version(row.new_kek(), &keyring.config.name, zone.catalog()).await?;
         zone.catalog().record_proof(&version).await?;
+        Ok(())
+    }
+
+    /// Batches until the next look is worth it: one where little is left, or where the pace is set.
+    async fn rewrap_some(&self, row: &RotationRow, live: u64) -> Result<(), Failed> {
+        let batches = match self.zone.config.rotation.rewrap_per_second {
+            Some(_) => 1,
+            None => (live / LOOK_PER / u64::from(BATCH)).max(1),
+        };
+        for _ in 0..batches {
+            if self.stop.is_cancelled() {
+                break;
+            }
+            self.rewrap(row).await?;
+        }
         Ok(())
     }
 
