@@ -134,6 +134,9 @@ fn configuration(root: &Path, tls: &TlsFiles, backend: BackendConfig) -> serde_j
         "admin": "127.0.0.1:0",
         "tls": { "cert": tls.cert, "key": tls.key, "client_ca": tls.ca },
         "store": format!("sqlite://{}", root.join("bridge.db").display()),
+        // A stream whose member leaves a ping unanswered for a heartbeat is closed. One thread that is ten thousand members
+        // answers later than any of them would.
+        "heartbeat": "30s",
         "audit": { "file": root.join("audit.jsonl") },
         "zones": [{
             "name": ZONE,
