@@ -11,6 +11,8 @@
 pub mod bridge;
 pub mod load;
 pub mod machine;
+pub mod pairs;
 pub mod report;
 pub mod section;
 pub mod systems;
+pub mod upstream;

@@ -1,4 +1,37 @@
 //! Requests, as fast as they are answered.
+//!
+//! One thread makes the load, so that what it costs is known and it can be kept off the cores of what is measured. It
+//! is closed-loop: a connection asks again when it was answered. The exception is [`pace`], which asks by the clock.
+//! Every answer is checked; a figure that comes with failures is no figure.
+//!
+//! ```text
+//! run, run_together, pace, IdleConnections
+//!        │ opens            │ counts
+//!      client ───────────► tally ───► Sample
+//!      ├─ http1: bytes rendered once, one read buffer for all connections
+//!      └─ http2: crate h2
+//! ```
+
+mod block;
+pub(crate) mod chunked;
+mod client;
+mod http1;
+mod http2;
+mod idle;
+mod open_loop;
+mod response;
+mod tally;
+mod target;
+#[cfg(test)]
+mod tests;
+pub(crate) mod thread;
+mod timer;
+mod window;
+pub(crate) mod wire;
+
+pub use idle::IdleConnections;
+pub use open_loop::pace;
+pub use window::{run, run_together};
 
 use hdrhistogram::Histogram;
 use std::net::SocketAddr;
@@ -65,10 +98,13 @@ pub struct Sample {
     pub requests: u64,
     /// Anything else, lost connections included.
     pub failures: u64,
-    /// Bytes of bodies, sent or received, of the requests that count.
+    /// Bytes of bodies, sent or received, that moved while it was measured: also of requests that were still under
+    /// way when it ended, but not of failed ones.
     pub bytes: u64,
     /// By the generator's clock.
     pub elapsed: Duration,
     /// From a request's first byte out to its response's last byte in, in nanoseconds.
     pub latency: Histogram<u64>,
+    /// What the first failure was.
+    pub first_failure: Option<String>,
 }

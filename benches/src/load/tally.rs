@@ -1,0 +1,150 @@
+//! What has been counted so far.
+
+use super::Sample;
+use hdrhistogram::Histogram;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Ten minutes: what takes longer is counted as that.
+const LATENCY_NS_MAX: u64 = 600_000_000_000;
+const LATENCY_DIGITS: u8 = 3;
+
+/// Of all workers of a plan.
+pub(super) struct Tally {
+    is_measuring: Cell<bool>,
+    requests: Cell<u64>,
+    failures: Cell<u64>,
+    bytes: Cell<u64>,
+    latency: RefCell<Histogram<u64>>,
+    first_failure: RefCell<Option<String>>,
+    /// Of each worker: nothing has happened since the measuring began.
+    is_silent: Vec<Cell<bool>>,
+}
+
+/// A worker's own hand on the tally.
+pub(super) struct Meter {
+    tally: Rc<Tally>,
+    worker: usize,
+    counts: Counts,
+    /// What the request under way has been credited, to be taken back if it fails.
+    credited: u64,
+}
+
+/// Which requests count.
+#[derive(Clone, Copy)]
+enum Counts {
+    /// What happens while it is measured.
+    Window,
+    /// This one does, or does not, whenever it ends.
+    Request(bool),
+}
+
+impl Tally {
+    pub(super) fn new(workers: usize) -> anyhow::Result<Rc<Self>> {
+        Ok(Rc::new(Self {
+            is_measuring: Cell::new(false),
+            requests: Cell::new(0),
+            failures: Cell::new(0),
+            bytes: Cell::new(0),
+            latency: RefCell::new(Histogram::new_with_bounds(1, LATENCY_NS_MAX, LATENCY_DIGITS)?),
+            first_failure: RefCell::new(None),
+            is_silent: vec![Cell::new(false); workers],
+        }))
+    }
+
+    pub(super) fn begin(&self) {
+        self.is_silent.iter().for_each(|silent| silent.set(true));
+        self.is_measuring.set(true);
+    }
+
+    pub(super) fn end(&self) {
+        self.is_measuring.set(false);
+    }
+
+    /// Workers that nothing came of since [`Self::begin`].
+    pub(super) fn silent(&self) -> usize {
+        self.is_silent.iter().filter(|silent| silent.get()).count()
+    }
+
+    /// Counts failures that no worker has reported.
+    pub(super) fn add_failures(&self, count: usize, why: &str) {
+        if count > 0 {
+            self.failures.set(self.failures.get() + count as u64);
+            self.first_failure.borrow_mut().get_or_insert_with(|| why.to_owned());
+        }
+    }
+
+    pub(super) fn sample(&self, elapsed: Duration) -> Sample {
+        Sample {
+            requests: self.requests.get(),
+            failures: self.failures.get(),
+            bytes: self.bytes.get(),
+            elapsed,
+            latency: self.latency.borrow().clone(),
+            first_failure: self.first_failure.borrow().clone(),
+        }
+    }
+}
+
+impl Meter {
+    pub(super) fn new(tally: &Rc<Tally>, worker: usize) -> Self {
+        Self { tally: Rc::clone(tally), worker, counts: Counts::Window, credited: 0 }
+    }
+
+    /// From here on the next request counts, or does not, whenever it ends.
+    pub(super) fn set_counts(&mut self, counts: bool) {
+        self.counts = Counts::Request(counts);
+    }
+
+    fn counts(&self) -> bool {
+        match self.counts {
+            Counts::Window => self.tally.is_measuring.get(),
+            Counts::Request(counts) => counts,
+        }
+    }
+
+    fn is_heard(&self) {
+        if let Some(silent) = self.tally.is_silent.get(self.worker) {
+            silent.set(false);
+        }
+    }
+
+    /// So many bytes of the request's body, or of its response's, have moved.
+    pub(super) fn moved(&mut self, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        self.is_heard();
+        if self.counts() {
+            self.credited += bytes;
+            self.tally.bytes.set(self.tally.bytes.get() + bytes);
+        }
+    }
+
+    /// The request was answered, and rightly.
+    pub(super) fn finished(&mut self, latency: Duration) {
+        self.is_heard();
+        self.credited = 0;
+        if self.counts() {
+            self.tally.requests.set(self.tally.requests.get() + 1);
+            let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+            self.tally.latency.borrow_mut().saturating_record(nanoseconds);
+        }
+    }
+
+    /// It begins anew; what has moved was for nothing.
+    pub(super) fn taken_back(&mut self) {
+        self.tally.bytes.set(self.tally.bytes.get() - std::mem::take(&mut self.credited));
+    }
+
+    /// It was not answered rightly.
+    pub(super) fn failed(&mut self, why: &anyhow::Error) {
+        self.is_heard();
+        self.taken_back();
+        if self.counts() {
+            self.tally.failures.set(self.tally.failures.get() + 1);
+            self.tally.first_failure.borrow_mut().get_or_insert_with(|| format!("{why:#}"));
+        }
+    }
+}
