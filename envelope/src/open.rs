@@ -76,7 +76,8 @@ impl Opener {
 
     /// Takes in as much of `input` as can be held or opened, and writes verified plaintext to `out`.
     ///
-    /// Stops early when `out` has less than [`OPEN_ROOM`] bytes left; call again with a new `out` and the rest.
+    /// Stops early when `out` has no room for one more segment and what is held back ([`OPEN_ROOM`] bytes are always
+    /// enough); call again with a new `out` and the rest.
     ///
     /// # Errors
     /// [`OpenError::Tag`] if a segment was changed, moved or repeated, [`OpenError::TooLong`] past 2^38
@@ -88,7 +89,7 @@ impl Opener {
         let mut done = Progress::default();
         loop {
             let rest = &input[done.consumed..];
-            let has_room = out.len() - done.produced >= OPEN_ROOM;
+            let has_room = out.len() - done.produced >= self.held_len + SEGMENT;
             if self.pending.is_empty() && rest.len() >= SEALED_SEGMENT {
                 if !has_room {
                     return Ok(done);
@@ -111,35 +112,53 @@ impl Opener {
         }
     }
 
-    /// Opens the message's last segment and gives the bytes held back. `out` has [`OPEN_ROOM`] bytes.
+    /// Opens the message's last segment and gives the bytes held back. [`OPEN_ROOM`] bytes of `out` are always enough.
     ///
     /// For a run that ends before the message does, there is nothing left to open: it checks that the run is whole.
     ///
     /// # Errors
     /// [`OpenError::Truncated`] if the bytes end anywhere else than behind a last segment, [`OpenError::Tag`] if that
     /// was changed, [`OpenError::OutputTooSmall`].
-    pub fn finish(mut self, out: &mut [u8]) -> Result<usize, OpenError> {
+    pub fn finish(self, out: &mut [u8]) -> Result<usize, OpenError> {
+        self.finish_with(&[], out)
+    }
+
+    /// As [`Opener::finish`], with the last bytes of the message: `rest` is what [`Opener::update`] has not been given. A
+    /// last segment that is handed in whole is opened where it stands.
+    ///
+    /// # Errors
+    /// As [`Opener::finish`].
+    pub fn finish_with(mut self, rest: &[u8], out: &mut [u8]) -> Result<usize, OpenError> {
         if self.poisoned {
             return Err(OpenError::Poisoned);
         }
-        if out.len() < OPEN_ROOM {
-            return Err(OpenError::OutputTooSmall);
-        }
         if !self.to_the_end {
-            let whole = self.pending.is_empty() && self.run_end.is_none_or(|end| end == self.index);
+            let whole = rest.is_empty()
+                && self.pending.is_empty()
+                && self.run_end.is_none_or(|end| end == self.index);
             return if whole { Ok(0) } else { Err(OpenError::Truncated) };
         }
         // A full segment is never the last one: without a shorter one behind it the message was cut.
-        if self.pending.len() < TAG || self.pending.len() >= SEALED_SEGMENT {
+        let sealed_len = self.pending.len() + rest.len();
+        if sealed_len < TAG || sealed_len >= SEALED_SEGMENT {
             return Err(OpenError::Truncated);
         }
         if self.run_end.is_some_and(|end| end != self.index + 1) {
             return Err(OpenError::Truncated);
         }
-        let nonce = self.next_nonce()?;
         let held = self.held_len;
-        let plain = self.pending.len() - TAG;
-        self.key.open(nonce, &self.pending, &mut out[held..held + plain])?;
+        let plain = sealed_len - TAG;
+        if out.len() < held + plain {
+            return Err(OpenError::OutputTooSmall);
+        }
+        let nonce = self.next_nonce()?;
+        let sealed = if self.pending.is_empty() {
+            rest
+        } else {
+            self.pending.extend_from_slice(rest);
+            &self.pending
+        };
+        self.key.open(nonce, sealed, &mut out[held..held + plain])?;
         out[..held].copy_from_slice(&self.held[..held]);
         Ok(held + plain)
     }

@@ -141,5 +141,29 @@ fn finish_refuses_what_update_has_to_take() {
         opener.update(&sealed, &mut out),
         Ok(Progress { consumed: sealed.len(), produced: SEGMENT - HOLD_BACK })
     );
-    assert_eq!(opener.finish(&mut out[..OPEN_ROOM - 1]), Err(OpenError::OutputTooSmall));
+    assert_eq!(opener.finish(&mut out[..HOLD_BACK - 1]), Err(OpenError::OutputTooSmall));
+}
+
+#[test]
+fn a_short_message_opens_where_it_stands_into_just_its_own_length() {
+    for len in [0, 1, 1024, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 2 * SEGMENT + 100] {
+        let plain = pattern(len);
+        let sealed = seal_whole(keys(), Implementation::AwsLc, &plain).unwrap();
+        let full = sealed.len() / SEALED_SEGMENT * SEALED_SEGMENT;
+        let open = |sealed: &[u8]| {
+            let mut out = vec![0; len];
+            let mut opener = Opener::new(keys(), Implementation::AwsLc);
+            let done = opener.update(&sealed[..full], &mut out)?;
+            assert_eq!(done.consumed, full);
+            let last = opener.finish_with(&sealed[full..], &mut out[done.produced..])?;
+            out.truncate(done.produced + last);
+            Ok(out)
+        };
+        assert_eq!(open(&sealed), Ok(plain), "{len} bytes");
+        let cut = sealed.len() - 1;
+        assert!(open(&sealed[..cut]).is_err(), "{len} bytes, cut");
+        let mut changed = sealed.clone();
+        changed[cut] ^= 1;
+        assert_eq!(open(&changed), Err(OpenError::Tag), "{len} bytes, changed");
+    }
 }

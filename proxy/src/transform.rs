@@ -10,8 +10,8 @@ mod range;
 mod server;
 
 use crate::body::digest::Declared;
-use crate::body::open::Window;
-use crate::body::seal::UploadProgress;
+use crate::body::open::{self, Window};
+use crate::body::seal::{self, UploadProgress};
 use crate::body::{OpenBody, ProxyBody, SealBody, Source};
 use crate::config::Role;
 use crate::context::RequestContext;
@@ -25,7 +25,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
-use keyway_envelope::length::HEADER;
+use keyway_envelope::length::{HEADER, SEGMENT};
 use keyway_envelope::{FormatError, Header, Implementation, MessageKeys, Opener, Profile};
 use keyway_keycache::{CachedDek, KeyError};
 use std::sync::Arc;
@@ -76,9 +76,11 @@ impl Transform {
     /// Host, Via, origin-form target, HTTP/1.1: what every request needs on its way out.
     fn prepare(&self, parts: &mut http::request::Parts) -> Result<(), ProxyError> {
         headers::prepare_request(&mut parts.headers, &parts.uri, parts.version, self.upstream.host());
-        let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-        parts.uri =
-            target.parse().map_err(|_| ProxyError::Unsupported("this request target cannot be forwarded"))?;
+        // Origin form already, but for HTTP/2 and absolute-form.
+        if parts.uri.authority().is_some() || parts.uri.path_and_query().is_none() {
+            let target = parts.uri.path_and_query().cloned();
+            parts.uri = target.unwrap_or_else(|| http::uri::PathAndQuery::from_static("/")).into();
+        }
         parts.version = http::Version::HTTP_11;
         parts.extensions = http::Extensions::new();
         Ok(())
@@ -90,12 +92,30 @@ impl Transform {
         protection: &Protection,
         context: &RequestContext,
         message: &mut HeaderMap,
-        source: Source,
+        mut source: Source,
         plain_len: Option<u64>,
         progress: Option<Arc<UploadProgress>>,
     ) -> Result<ProxyBody, ProxyError> {
         let declared = Declared::of(message)?;
         let dek = self.keys.seal(protection, context).await?;
+        if let Some(plain_len) = plain_len.and_then(small) {
+            // One more than there are: to the end of the body, which may come after its last byte.
+            let plain = source.read_at_least(plain_len + 1).await;
+            let plain = plain.map_err(|error| ProxyError::from_body(&error))?;
+            if source.has_trailers() {
+                source.put_back(plain);
+            } else {
+                let from_upstream = source.is_from_upstream();
+                let sealed = seal::small(&plain, plain_len, &dek, &context.digest, declared, from_upstream)
+                    .map_err(|error| ProxyError::from_body(&error))?;
+                if let Some(progress) = &progress {
+                    progress.done();
+                }
+                headers::drop_digests(message);
+                headers::set_content_length(message, Some(sealed.len() as u64));
+                return Ok(ProxyBody::full(sealed));
+            }
+        }
         let body = SealBody::new(source, dek, &context.digest, plain_len, declared, progress)
             .map_err(|error| ProxyError::from_body(&error))?;
         headers::drop_digests(message);
@@ -143,6 +163,12 @@ pub(super) enum Opening {
     Plaintext(Bytes),
     /// An envelope whose commitment is right; `rest` was read behind its header.
     Sealed { keys: MessageKeys, dek: Arc<CachedDek>, rest: Bytes },
+}
+
+/// The length of a body that is read, sealed or opened and sent in one piece, without the machinery of streams: one
+/// full segment at most, and the empty one that ends it.
+fn small(plain_len: u64) -> Option<usize> {
+    usize::try_from(plain_len).ok().filter(|&len| len <= SEGMENT)
 }
 
 /// Whether a request has content (RFC 9110, 6.4): its framing says so. A PUT always has: storing nothing is storing

@@ -115,12 +115,15 @@ impl Upstream {
         progress: Option<&UploadProgress>,
     ) -> Result<Response<Source>, ProxyError> {
         // A request without a body can be sent again if a kept connection turns out to be dead.
-        let replay = is_replayable(&request).then(|| clone_head(&request));
+        let mut replay = None;
         loop {
             let (mut sender, reused) = match self.checkout() {
                 Some(sender) => (sender, true),
                 None => (self.connect().await?, false),
             };
+            if reused && replay.is_none() && is_replayable(&request) {
+                replay = Some(clone_head(&request));
+            }
             let sent = self.respond_in_time(sender.try_send_request(request), progress).await?;
             let mut error = match sent {
                 Ok(response) => {

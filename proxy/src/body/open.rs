@@ -6,7 +6,9 @@ use crate::worker::Buffer;
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
-use keyway_envelope::{OpenError, Opener};
+use keyway_envelope::length::SEALED_SEGMENT;
+use keyway_envelope::open::OPEN_ROOM;
+use keyway_envelope::{Implementation, MessageKeys, OpenError, Opener};
 use keyway_keycache::CachedDek;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,6 +22,44 @@ pub(crate) struct Window {
     pub(crate) take: Option<u64>,
     /// Whether what lies behind is to be cut off (a range), or is an error (the whole).
     pub(crate) cuts: bool,
+}
+
+/// Opens the segments of a body that was read whole, `plain_len` bytes when opened.
+///
+/// # Errors
+/// [`BodyError::Open`] with nothing of it opened.
+pub(crate) fn small(
+    segments: &[u8],
+    plain_len: usize,
+    keys: MessageKeys,
+    dek: &CachedDek,
+    from_upstream: bool,
+) -> Result<Bytes, BodyError> {
+    dek.begin_open();
+    let mut opener = Opener::new(keys, Implementation::selected());
+    let mut out = vec![0; plain_len];
+    let full = segments.len() / SEALED_SEGMENT * SEALED_SEGMENT;
+    let opened = opener.update(&segments[..full], &mut out).and_then(|done| {
+        let last = opener.finish_with(&segments[done.consumed..], &mut out[done.produced..])?;
+        Ok(done.produced + last)
+    });
+    match opened {
+        Ok(len) if len == plain_len => {
+            dek.count_opened(plain_len as u64);
+            Ok(out.into())
+        }
+        Ok(_) => Err(BodyError::Length { from_upstream }),
+        Err(error) => {
+            failed(dek, &error);
+            Err(BodyError::Open { error, from_upstream })
+        }
+    }
+}
+
+/// Counts and logs a body that did not open.
+fn failed(dek: &CachedDek, error: &OpenError) {
+    dek.count_open_failure();
+    tracing::warn!(reason = error.reason(), dek = %dek.dek().id(), "a sealed body could not be opened");
 }
 
 /// Opens what comes from a [`Source`] whose header has been read.
@@ -81,24 +121,34 @@ impl OpenBody {
         if let Some(frame) = self.primed.take() {
             return Poll::Ready(Some(Ok(frame)));
         }
+        let mut out = Buffer::take();
         loop {
             let Some(opener) = &mut self.opener else {
                 return Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
             };
             if !self.input.is_empty() {
-                let mut out = Buffer::take();
                 let done = match opener.update(&self.input, out.room()) {
                     Ok(done) => done,
                     Err(error) => return Poll::Ready(Some(Err(self.fail(error)))),
                 };
                 self.input.advance(done.consumed);
                 out.advance(done.produced);
-                if let Some(frame) = self.emit(out)? {
-                    return Poll::Ready(Some(Ok(frame)));
+                if !self.input.is_empty() {
+                    if let Some(frame) = self.emit(std::mem::replace(&mut out, Buffer::take()))? {
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                    continue;
                 }
-                continue;
             }
-            match std::task::ready!(self.source.poll_frame(cx)) {
+            let next = match self.source.poll_frame(cx) {
+                Poll::Ready(next) => next,
+                // What is opened is not held back for more to come.
+                Poll::Pending => match self.emit(out)? {
+                    Some(frame) => return Poll::Ready(Some(Ok(frame))),
+                    None => return Poll::Pending,
+                },
+            };
+            match next {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => self.input = data,
                     Err(frame) => {
@@ -113,7 +163,12 @@ impl OpenBody {
                     return Poll::Ready(Some(Err(error)));
                 }
                 None => {
-                    let mut out = Buffer::take();
+                    if out.room().len() < OPEN_ROOM {
+                        // No room for the last segment here: it goes first in the next frame.
+                        if let Some(frame) = self.emit(std::mem::replace(&mut out, Buffer::take()))? {
+                            return Poll::Ready(Some(Ok(frame)));
+                        }
+                    }
                     let opened = self.opener.take().map_or(Ok(0), |opener| opener.finish(out.room()));
                     match opened {
                         Ok(written) => out.advance(written),
@@ -127,6 +182,7 @@ impl OpenBody {
                     if let Some(frame) = frame {
                         return Poll::Ready(Some(Ok(frame)));
                     }
+                    out = Buffer::take();
                 }
             }
         }
@@ -160,12 +216,11 @@ impl OpenBody {
 
     fn fail(&mut self, error: OpenError) -> BodyError {
         self.opener = None;
-        self.dek.count_open_failure();
+        failed(&self.dek, &error);
         // Before the response's head it becomes an error, and is counted where that is answered.
         if self.has_begun {
             self.route.metrics.open_failure(error.reason());
         }
-        tracing::warn!(reason = error.reason(), dek = %self.dek.dek().id(), "a sealed body could not be opened");
         BodyError::Open { error, from_upstream: self.source.is_from_upstream() }
     }
 

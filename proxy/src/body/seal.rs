@@ -7,7 +7,7 @@ use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use keyway_envelope::length::{HEADER, SEGMENT, sealed_len};
-use keyway_envelope::{Header, Implementation, Profile, Sealer};
+use keyway_envelope::{ContextDigest, Header, Implementation, Profile, Sealer};
 use keyway_keycache::CachedDek;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,6 +48,52 @@ enum State {
     Ended,
 }
 
+/// Counts a message, draws its salt and derives its keys.
+fn begin(dek: &CachedDek, context: &ContextDigest) -> Result<([u8; HEADER], Sealer), BodyError> {
+    dek.begin_seal().map_err(BodyError::Key)?;
+    let mut salt = [0; 24];
+    // Fresh from the kernel for each message, never from a block drawn ahead: a block would repeat after a VM
+    // snapshot is resumed twice, and a salt must not.
+    getrandom::fill(&mut salt).map_err(|_| BodyError::Key(keyway_keycache::KeyError::Unavailable))?;
+    let keys = dek.dek().derive(&salt, context);
+    let header = Header {
+        profile: Profile::Object,
+        key_block: *dek.key_block(),
+        salt,
+        commitment: *keys.commitment(),
+    };
+    Ok((header.to_bytes(), Sealer::new(keys, Implementation::selected())))
+}
+
+/// Seals a body that was read whole; `plain_len` is the length that it declared.
+///
+/// # Errors
+/// As of [`SealBody`]: another length, a digest that does not match, the DEK's limit of use.
+pub(crate) fn small(
+    plain: &[u8],
+    plain_len: usize,
+    dek: &CachedDek,
+    context: &ContextDigest,
+    mut declared: Declared,
+    from_upstream: bool,
+) -> Result<Bytes, BodyError> {
+    if plain.len() != plain_len {
+        return Err(BodyError::Length { from_upstream });
+    }
+    declared.update(plain);
+    declared.verify().map_err(BodyError::Digest)?;
+    let (header, mut sealer) = begin(dek, context)?;
+    dek.count_sealed(plain_len as u64).map_err(BodyError::Key)?;
+    let len = sealed_len(plain_len as u64).and_then(|len| usize::try_from(len).ok());
+    let mut out = vec![0; len.ok_or(BodyError::TooLarge)?];
+    let (head, segments) = out.split_at_mut(HEADER);
+    head.copy_from_slice(&header);
+    let full = plain_len / SEGMENT * SEGMENT;
+    let done = sealer.update(&plain[..full], segments).map_err(|_| BodyError::TooLarge)?;
+    sealer.finish(&plain[full..], &mut segments[done.produced..]).map_err(|_| BodyError::TooLarge)?;
+    Ok(out.into())
+}
+
 /// Seals what comes from a [`Source`].
 pub struct SealBody {
     source: Source,
@@ -71,7 +117,7 @@ impl SealBody {
     pub(crate) fn new(
         source: Source,
         dek: Arc<CachedDek>,
-        context: &keyway_envelope::ContextDigest,
+        context: &ContextDigest,
         plain_len: Option<u64>,
         declared: Declared,
         progress: Option<Arc<UploadProgress>>,
@@ -80,23 +126,12 @@ impl SealBody {
             Some(plain) => Some(sealed_len(plain).ok_or(BodyError::TooLarge)?),
             None => None,
         };
-        dek.begin_seal().map_err(BodyError::Key)?;
-        let mut salt = [0; 24];
-        // Fresh from the kernel for each message, never from a block drawn ahead: a block would repeat after a VM
-        // snapshot is resumed twice, and a salt must not.
-        getrandom::fill(&mut salt).map_err(|_| BodyError::Key(keyway_keycache::KeyError::Unavailable))?;
-        let keys = dek.dek().derive(&salt, context);
-        let header = Header {
-            profile: Profile::Object,
-            key_block: *dek.key_block(),
-            salt,
-            commitment: *keys.commitment(),
-        };
+        let (header, sealer) = begin(&dek, context)?;
         Ok(Self {
             source,
             input: Bytes::new(),
-            state: State::Sealing(Sealer::new(keys, Implementation::selected())),
-            header: Some(header.to_bytes()),
+            state: State::Sealing(sealer),
+            header: Some(header),
             dek,
             declared,
             trailers: None,

@@ -35,20 +35,24 @@ pub struct Source {
 #[derive(Debug)]
 struct Idle {
     max: Duration,
-    /// Made at the first wait; armed anew at each wait that follows progress.
+    /// When the present wait began.
+    since: Option<Instant>,
+    /// Made at the first wait. It is not moved at each further one, which would cost a place in the timer wheel each
+    /// time: when it fires, what is left of the present wait is still waited for.
     sleep: Option<Pin<Box<Sleep>>>,
-    is_armed: bool,
 }
 
 impl Idle {
     fn poll_expired(&mut self, cx: &mut Context<'_>) -> bool {
-        let end = Instant::now() + self.max;
+        let end = *self.since.get_or_insert_with(Instant::now) + self.max;
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
-        if !self.is_armed {
+        while sleep.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= end {
+                return true;
+            }
             sleep.as_mut().reset(end);
-            self.is_armed = true;
         }
-        sleep.as_mut().poll(cx).is_ready()
+        false
     }
 }
 
@@ -68,7 +72,7 @@ impl Source {
             from_upstream: false,
             http2: false,
             progress: None,
-            idle: Idle { max: idle_max, sleep: None, is_armed: false },
+            idle: Idle { max: idle_max, since: None, sleep: None },
         }
     }
 
@@ -86,6 +90,11 @@ impl Source {
         }
         self.progress = Some(progress);
         self
+    }
+
+    /// Whether the body has ended with trailers that nobody has taken yet.
+    pub(crate) fn has_trailers(&self) -> bool {
+        self.trailers.is_some()
     }
 
     pub(crate) fn is_from_upstream(&self) -> bool {
@@ -141,7 +150,7 @@ impl Source {
             }
             return Poll::Pending;
         };
-        self.idle.is_armed = false;
+        self.idle.since = None;
         if frame.is_none() && self.http2 && !self.incoming.is_end_stream() {
             return Poll::Ready(Some(Err(BodyError::Aborted)));
         }

@@ -101,8 +101,21 @@ impl Exchange<'_> {
         }
         match self.transform.read_header(self.protection, &self.context, &mut source).await? {
             Opening::Plaintext(first) => self.plaintext(method, head, source, first),
-            Opening::Sealed { keys, dek, rest } => {
+            Opening::Sealed { keys, dek, mut rest } => {
                 let plain_len = plain_len(sealed_len)?;
+                if let (Some(plain_len), Some(sealed_len)) = (plain_len.and_then(small), sealed_len) {
+                    let segments = usize::try_from(sealed_len).unwrap_or(usize::MAX).saturating_sub(HEADER);
+                    if rest.len() < segments {
+                        source.put_back(rest);
+                        rest = source.read_at_least(segments).await.map_err(|e| ProxyError::from_body(&e))?;
+                    }
+                    if source.is_end_stream() {
+                        let opened = open::small(&rest, plain_len, keys, &dek, true)
+                            .map_err(|error| ProxyError::from_body(&error))?;
+                        headers::set_content_length(&mut head.headers, Some(plain_len as u64));
+                        return Ok(finish_response(Response::from_parts(head, ProxyBody::full(opened))));
+                    }
+                }
                 let opener = Opener::new(keys, Implementation::selected());
                 let window = Window { skip: 0, take: plain_len, cuts: false };
                 let mut body = OpenBody::new(source, rest, opener, dek, self.route, window);

@@ -1,6 +1,7 @@
 //! Where in a stream of HTTP/1.1 requests a connection stands. Pure: bytes in, faults out.
 
 use super::Fault;
+use std::mem::MaybeUninit;
 
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// As many headers as hyper takes, and some more: past that hyper refuses by itself.
@@ -84,6 +85,15 @@ impl Tracker {
         } else {
             bytes
         };
+        // Nearly every head comes in one piece, and is looked at where it stands.
+        if self.head.is_empty()
+            && !bytes.starts_with(&H2_PREFACE[..3])
+            && let Some(end) = head_end(bytes, 0)
+        {
+            let fault =
+                if end > self.head_max { Some(Fault::TooLarge) } else { self.enter_body(&bytes[..end]) };
+            return (&bytes[end..], fault);
+        }
         let seen = self.head.len();
         self.head.extend_from_slice(bytes);
         let same = self.head.len().min(H2_PREFACE.len());
@@ -98,16 +108,16 @@ impl Tracker {
             let fault = (self.head.len() > self.head_max).then_some(Fault::TooLarge);
             return (&[], fault);
         };
-        let fault = if end > self.head_max { Some(Fault::TooLarge) } else { self.enter_body(end) };
-        self.head.clear();
-        self.head.shrink_to(4096);
+        let head = std::mem::take(&mut self.head);
+        let fault = if end > self.head_max { Some(Fault::TooLarge) } else { self.enter_body(&head[..end]) };
         (&bytes[end - seen..], fault)
     }
 
-    fn enter_body(&mut self, end: usize) -> Option<Fault> {
-        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
-        let mut request = httparse::Request::new(&mut headers);
-        if !matches!(request.parse(&self.head[..end]), Ok(httparse::Status::Complete(_))) {
+    fn enter_body(&mut self, head: &[u8]) -> Option<Fault> {
+        let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+        let mut request = httparse::Request::new(&mut []);
+        let parsed = request.parse_with_uninit_headers(head, &mut headers);
+        if !matches!(parsed, Ok(httparse::Status::Complete(_))) {
             self.state = State::Off;
             return None;
         }
@@ -158,12 +168,12 @@ impl Tracker {
 /// The end of a head: behind the empty line. Looks only where a new end could be.
 fn head_end(head: &[u8], seen: usize) -> Option<usize> {
     let from = seen.saturating_sub(3);
-    let rest = &head[from..];
-    let crlf = rest.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4);
-    // hyper's parser takes bare line feeds as well.
-    let bare = rest.windows(2).position(|window| window == b"\n\n").map(|at| at + 2);
-    let mixed = rest.windows(3).position(|window| window == b"\n\r\n").map(|at| at + 3);
-    [crlf, bare, mixed].into_iter().flatten().min().map(|at| from + at)
+    // A line that ends where the one before it ended; hyper's parser takes bare line feeds as well.
+    memchr::memchr_iter(b'\n', &head[from..]).map(|at| from + at).find_map(|at| match head.get(at + 1)? {
+        b'\n' => Some(at + 2),
+        b'\r' if head.get(at + 2) == Some(&b'\n') => Some(at + 3),
+        _ => None,
+    })
 }
 
 #[cfg(test)]
