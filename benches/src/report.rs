@@ -54,9 +54,10 @@ impl Report {
     /// There is no report in `dir`, or it is of another version.
     pub fn load(dir: &Path) -> anyhow::Result<Self> {
         let path = dir.join(DATA);
-        let text =
-            std::fs::read_to_string(&path).with_context(|| format!("{} is no report's directory", dir.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is no report of this version", path.display()))
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("{} is no report's directory", dir.display()))?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("{} is no report of this version", path.display()))
     }
 
     /// Takes in what another run has: the later run's figures stand where both have the same.
@@ -95,12 +96,24 @@ impl Report {
         Ok(())
     }
 
+    /// The targets and the noise, as Markdown.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        markdown::summary(self)
+    }
+
     /// All targets, with the title of their section.
     pub fn targets(&self) -> impl Iterator<Item = (&str, &Target)> {
         self.sections
             .iter()
             .flat_map(|section| section.targets.iter().map(move |target| (section.title.as_str(), target)))
     }
+}
+
+/// One section as Markdown.
+#[must_use]
+pub fn section(section: &Section) -> String {
+    markdown::one_section(section)
 }
 
 fn merge_section(own: &mut Section, later: Section) {
@@ -170,11 +183,17 @@ mod tests {
                 y: Axis { label: "MB/s".to_owned(), is_log: true },
                 series: vec![Series {
                     name: "keyway".to_owned(),
-                    points: (6..30).map(|power| (f64::from(1 << power), spread(f64::from(power).exp2()))).collect(),
+                    points: (6..30)
+                        .map(|power| (f64::from(1 << power), spread(f64::from(power).exp2())))
+                        .collect(),
                 }],
             }],
         };
-        Report { machine: BTreeMap::from([("cpu".to_owned(), "one".to_owned())]), sections: vec![section], ..Report::default() }
+        Report {
+            machine: BTreeMap::from([("cpu".to_owned(), "one".to_owned())]),
+            sections: vec![section],
+            ..Report::default()
+        }
     }
 
     #[test]

@@ -134,8 +134,11 @@ impl Spread {
         sorted.sort_by(f64::total_cmp);
         let (low, high) = (*sorted.first()?, *sorted.last()?);
         let middle = sorted.len() / 2;
-        let median =
-            if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) };
+        let median = if sorted.len() % 2 == 1 {
+            sorted[middle]
+        } else {
+            f64::midpoint(sorted[middle - 1], sorted[middle])
+        };
         Some(Self { median, low, high })
     }
 }
@@ -154,7 +157,12 @@ impl Bound {
 impl Target {
     /// Judges `figure`: by its median where that is met, and as too noisy where the median fails but a round passed.
     #[must_use]
-    pub fn judge(what: impl Into<String>, bound: Bound, figure: Option<Spread>, why: impl Into<String>) -> Self {
+    pub fn judge(
+        what: impl Into<String>,
+        bound: Bound,
+        figure: Option<Spread>,
+        why: impl Into<String>,
+    ) -> Self {
         let verdict = match figure {
             None => Verdict::NotMeasured,
             Some(figure) if bound.takes(figure.median) => Verdict::Met,

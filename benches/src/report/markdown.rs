@@ -25,6 +25,21 @@ pub(super) fn write(report: &Report) -> String {
     text
 }
 
+/// Targets and noise alone.
+pub(super) fn summary(report: &Report) -> String {
+    let mut text = String::new();
+    targets(&mut text, report);
+    noise(&mut text, report);
+    text.trim().to_owned()
+}
+
+/// A section alone.
+pub(super) fn one_section(of: &Section) -> String {
+    let mut text = String::new();
+    section(&mut text, of);
+    text.trim().to_owned()
+}
+
 /// Writing to a string can't fail.
 fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
     let _ = text.write_fmt(arguments);
@@ -52,7 +67,9 @@ fn targets(text: &mut String, report: &Report) {
             Bound::AtMost(aim) => ('≤', aim),
         };
         let (figure, spread) = match target.figure {
-            Some(Spread { median, low, high }) => (short(median), format!("{} … {}", short(low), short(high))),
+            Some(Spread { median, low, high }) => {
+                (short(median), format!("{} … {}", short(low), short(high)))
+            }
             None => ("–".to_owned(), "–".to_owned()),
         };
         push(
@@ -189,7 +206,8 @@ fn plain(value: f64) -> String {
 /// With a thin gap between thousands.
 fn grouped(value: f64, digits: usize) -> String {
     let text = format!("{value:.digits$}");
-    let (whole, fraction) = text.split_once('.').map_or((text.as_str(), None), |(whole, rest)| (whole, Some(rest)));
+    let (whole, fraction) =
+        text.split_once('.').map_or((text.as_str(), None), |(whole, rest)| (whole, Some(rest)));
     let (sign, whole) = whole.strip_prefix('-').map_or(("", whole), |whole| ("-", whole));
     let mut out = String::from(sign);
     for (index, digit) in whole.chars().enumerate() {

@@ -57,7 +57,10 @@ fn chart(plot: &Plot, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
     for (index, (name, points)) in series.iter().enumerate() {
         let color = COLORS[index % COLORS.len()];
         chart
-            .draw_series(LineSeries::new(points.iter().map(|point| (point.x, point.y)), color.stroke_width(2)))?
+            .draw_series(LineSeries::new(
+                points.iter().map(|point| (point.x, point.y)),
+                color.stroke_width(2),
+            ))?
             .label(*name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(3)));
         chart.draw_series(points.iter().map(|point| Circle::new((point.x, point.y), 3, color.filled())))?;
@@ -120,7 +123,8 @@ impl Scale {
 
     /// With room around; a linear axis starts at zero.
     fn range(self, placed: impl Iterator<Item = f64>) -> Range<f64> {
-        let (low, high) = placed.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), at| (low.min(at), high.max(at)));
+        let (low, high) =
+            placed.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), at| (low.min(at), high.max(at)));
         if low > high {
             return 0.0..1.0;
         }
