@@ -9,10 +9,13 @@
 //! turns in one run; see `docs/benchmarking.md`.
 
 pub mod bridge;
+pub mod compare;
+pub mod growth;
 pub mod load;
 pub mod machine;
 pub mod pairs;
 pub mod report;
 pub mod section;
 pub mod systems;
+pub mod table;
 pub mod upstream;
