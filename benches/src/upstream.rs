@@ -20,7 +20,7 @@ mod store;
 mod tests;
 mod webdav;
 
-use crate::load::thread::{pin, raise_open_files, runtime};
+use crate::load::thread::{pin, raise_open_files_to_limit, runtime};
 use crate::load::wire::{TLS_BUFFER_BYTES, Wire};
 use anyhow::Context as _;
 use rustls::ServerConfig;
@@ -35,7 +35,6 @@ use store::Store;
 use tokio_rustls::TlsAcceptor;
 
 const BACKLOG: i32 = 4096;
-const CONNECTIONS_MAX: usize = 16 * 1024;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// When no connection can be taken for want of files.
 const AFTER_REFUSAL: Duration = Duration::from_millis(10);
@@ -76,7 +75,7 @@ impl Upstream {
     /// There is no such core, or no runtime.
     pub fn run(self, core: Option<usize>) -> anyhow::Result<()> {
         core.map_or(Ok(()), pin)?;
-        raise_open_files(CONNECTIONS_MAX)?;
+        raise_open_files_to_limit()?;
         runtime()?.block_on(self.accept())
     }
 

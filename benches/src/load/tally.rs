@@ -148,3 +148,78 @@ impl Meter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Meter, Tally};
+    use anyhow::anyhow;
+    use std::time::Duration;
+
+    const LATENCY: Duration = Duration::from_micros(10);
+
+    #[test]
+    fn what_happens_within_the_window_counts() {
+        let tally = Tally::new(1).unwrap();
+        let mut meter = Meter::new(&tally, 0);
+        meter.moved(1);
+        meter.finished(LATENCY);
+        meter.failed(&anyhow!("too early"));
+        meter.moved(2);
+        tally.begin();
+        meter.moved(4);
+        meter.finished(LATENCY);
+        // Still under way when it ends.
+        meter.moved(8);
+        tally.end();
+        meter.moved(16);
+        meter.finished(LATENCY);
+        let sample = tally.sample(Duration::from_secs(1));
+        assert_eq!((sample.requests, sample.failures, sample.bytes), (1, 0, 12));
+        assert_eq!((sample.latency.len(), sample.first_failure), (1, None));
+    }
+
+    #[test]
+    fn bytes_of_failed_requests_are_taken_back() {
+        let tally = Tally::new(1).unwrap();
+        let mut meter = Meter::new(&tally, 0);
+        tally.begin();
+        meter.moved(1);
+        meter.finished(LATENCY);
+        meter.moved(2);
+        meter.failed(&anyhow!("the first").context("failed"));
+        meter.moved(4);
+        meter.failed(&anyhow!("the second"));
+        meter.moved(8);
+        // Ends behind the window, but what it moved within is wrong all the same.
+        tally.end();
+        meter.failed(&anyhow!("the third"));
+        let sample = tally.sample(Duration::from_secs(1));
+        assert_eq!((sample.requests, sample.failures, sample.bytes), (1, 2, 1));
+        assert_eq!(sample.first_failure.as_deref(), Some("failed: the first"));
+    }
+
+    #[test]
+    fn silent_workers_are_noticed() {
+        let tally = Tally::new(3).unwrap();
+        tally.begin();
+        Meter::new(&tally, 0).moved(1);
+        Meter::new(&tally, 2).failed(&anyhow!("refused"));
+        assert_eq!(tally.silent(), 1);
+        tally.end();
+        Meter::new(&tally, 1).finished(LATENCY);
+        assert_eq!(tally.silent(), 0);
+    }
+
+    #[test]
+    fn a_request_counts_by_itself_when_paced() {
+        let tally = Tally::new(1).unwrap();
+        let mut meter = Meter::new(&tally, 0);
+        for (counts, bytes) in [(false, 1), (true, 2)] {
+            meter.set_counts(counts);
+            meter.moved(bytes);
+            meter.finished(LATENCY);
+        }
+        let sample = tally.sample(Duration::from_secs(1));
+        assert_eq!((sample.requests, sample.bytes), (1, 2));
+    }
+}

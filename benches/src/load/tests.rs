@@ -46,7 +46,7 @@ fn assert_failure(plan: &Plan, what: &str) {
     let first = sample.first_failure.unwrap_or_default();
     assert!(first.contains(what), "{first}");
     assert!(sample.failures > 0);
-    assert_eq!((sample.requests, sample.bytes), (0, 0));
+    assert_eq!(sample.requests, 0);
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn wrong_answers_are_failures() {
     assert_failure(&plan(address, get("/plain/5", 6)), "a body of 5 bytes, not 6");
     assert_failure(&plan(address, get("/objects/none", 0)), "status 404");
     let cases: [(&str, &[u8]); 5] = [
-        ("status 500", b"HTTP/1.1 500 No\r\nContent-Length: 3\r\n\r\nno!"),
+        ("status 500", b"HTTP/1.1 500 No\r\nConnection: close\r\nContent-Length: 3\r\n\r\nno!"),
         ("cut off after 2 bytes", b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab"),
         ("cut off after 2 bytes", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n"),
         ("closed instead of an answer", b""),

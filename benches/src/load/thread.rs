@@ -58,3 +58,10 @@ pub(crate) fn raise_open_files(sockets: usize) -> anyhow::Result<()> {
         format!("{needed} open files are needed: raise the limit with `ulimit -Hn {needed}`")
     })
 }
+
+/// Makes room for as many open files as the program may have without asking.
+pub(crate) fn raise_open_files_to_limit() -> anyhow::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+        .context("raising the limit of open files")
+}

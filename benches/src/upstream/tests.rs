@@ -44,7 +44,8 @@ impl Client {
         (head, body)
     }
 
-    fn is_closed(mut self) -> bool {
+    /// Whether nothing comes but the end.
+    fn ends(mut self) -> bool {
         self.0.read_to_end(&mut Vec::new()).unwrap() == 0
     }
 }
@@ -143,7 +144,7 @@ fn how_connections_end() {
         let mut client = Client::connect(address);
         let answer = client.ask(request);
         assert_eq!((field(&answer.0, "Connection"), answer.1.len()), (Some("close"), 10));
-        assert!(client.is_closed());
+        assert!(client.ends());
     }
     let mut client = Client::connect(address);
     let old = "GET /plain/10 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n";
@@ -163,7 +164,7 @@ fn what_is_refused() {
         let mut client = Client::connect(address);
         assert_status(&client.ask(request), status);
         client.0.get_mut().shutdown(std::net::Shutdown::Write).unwrap();
-        assert!(client.is_closed());
+        assert!(client.ends());
     }
 }
 
