@@ -81,7 +81,7 @@ impl Haproxy {
             ),
             Self::Tuned => (
                 format!(
-                    "  nbthread {threads}\n  tune.bufsize 131072\n  tune.maxrewrite 8192\n  \
+                    "  nbthread {threads}\n  tune.bufsize 65536\n  tune.maxrewrite 8192\n  \
                      tune.h2.initial-window-size 1048576\n  tune.h2.max-concurrent-streams 1000\n  \
                      tune.pipesize 1048576\n  tune.ssl.cachesize 20000\n  tune.ssl.maxrecord 16384\n  \
                      ssl-default-bind-options ssl-min-ver TLSv1.2\n"

@@ -14,7 +14,8 @@ pub(super) enum Nginx {
     /// Debian's nginx.conf and `proxy_pass`. One thing is changed, without which it refuses what is measured:
     /// `client_max_body_size`; and workers are as many as its cores, not the machine's.
     Installed,
-    /// For throughput: nothing buffered to files, connections to the upstream kept, no access log.
+    /// For throughput: bodies pass as they come through 256 KiB buffers, connections to the upstream are kept, no access
+    /// log.
     Tuned,
     /// The same for HTTP/2 without TLS, which this nginx speaks only where it speaks nothing else.
     TunedH2c,
@@ -64,13 +65,15 @@ impl Server {
         let program = installed(PACKAGE)?;
         fs::create_dir_all(&setting.dir)?;
         let file = setting.dir.join("nginx.conf");
-        let (process, address): Serving = serve(|listen| {
+        let (mut process, address): Serving = serve(|listen| {
             fs::write(&file, config(listen))?;
             let process = Process::start(name, &setting.dir, &setting.cores, &program, |command| {
                 command.arg("-p").arg(&setting.dir).arg("-e").arg("stderr").arg("-c").arg(&file);
             })?;
             Ok(process.with_log(setting.dir.join("error.log")))
         })?;
+        // The master listens before it has workers; all of them are to be counted.
+        process.wait_for_children(setting.cores.len().max(1))?;
         Ok(Box::new(Self { process, address }))
     }
 }
@@ -177,8 +180,7 @@ pub(super) fn config_tuned(
          {server_tls}    location / {{\n      proxy_pass {scheme}://store;\n{upstream_tls}      \
          proxy_http_version 1.1;\n      proxy_set_header Connection \"\";\n      proxy_set_header Host localhost;\n\
          {request_buffering}{body_buffer}      \
-         proxy_buffering on;\n      proxy_buffer_size 256k;\n      proxy_buffers 8 256k;\n      \
-         proxy_busy_buffers_size 512k;\n      proxy_max_temp_file_size 0;\n{location}    }}\n  }}\n}}\n",
+         proxy_buffering off;\n      proxy_buffer_size 256k;\n      proxy_buffers 8 256k;\n{location}    }}\n  }}\n}}\n",
         main = main_section(setting, 16_384),
         temporary = temporary_files(&setting.dir),
     )

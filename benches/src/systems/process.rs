@@ -2,7 +2,7 @@
 
 use crate::machine;
 use anyhow::Context as _;
-use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -73,13 +73,7 @@ impl Process {
     /// The ids of all processes of its group, its own first.
     #[must_use]
     pub fn pids(&self) -> Vec<u32> {
-        let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let mut pids: Vec<u32> = all
-            .filter_map(|entry| entry.file_name().to_string_lossy().parse().ok())
-            .filter(|pid| group_of(*pid) == Some(self.id()))
-            .collect();
-        pids.sort_unstable_by_key(|&pid| (pid != self.id(), pid));
-        pids
+        members(self.id())
     }
 
     /// What it has logged.
@@ -122,36 +116,51 @@ impl Process {
         self.wait_until(|| TcpStream::connect(address).ok().map(drop))
     }
 
+    /// Waits until it has started so many others.
+    ///
+    /// # Errors
+    /// As [`Process::wait_until`].
+    pub(super) fn wait_for_children(&mut self, count: usize) -> anyhow::Result<()> {
+        let group = self.id();
+        self.wait_until(|| (members(group).len() > count).then_some(()))
+    }
+
     /// SIGTERM to the program itself, and waits for all its processes to end; SIGKILL to those that don't.
     pub fn stop(&mut self) {
         // The program stops its own workers, as it knows how.
         let _ = kill_process(self.group, Signal::TERM);
-        let begun = Instant::now();
-        while self.is_alive() && begun.elapsed() < STOP_MAX {
-            std::thread::sleep(POLL);
+        if !self.ends_within(STOP_MAX) {
+            self.kill();
         }
-        if self.is_alive() {
-            let _ = kill_process_group(self.group, Signal::KILL);
-        }
-        let _ = self.child.wait();
     }
 
     /// SIGKILL to all its processes, as a power cut would.
     pub fn kill(&mut self) {
         let _ = kill_process_group(self.group, Signal::KILL);
-        let _ = self.child.wait();
+        self.ends_within(STOP_MAX);
     }
 
-    fn is_alive(&mut self) -> bool {
-        // Collected first: what no one has waited for still counts as a member of its group.
-        let _ = self.child.try_wait();
-        test_kill_process_group(self.group).is_ok()
+    /// Waits for the program and for all that it has started.
+    fn ends_within(&mut self, limit: Duration) -> bool {
+        let begun = Instant::now();
+        loop {
+            // Members that have ended don't count, so the last thing left to do is to collect our own child.
+            if self.pids().is_empty() {
+                let _ = self.child.wait();
+                return true;
+            }
+            if begun.elapsed() > limit {
+                return false;
+            }
+            std::thread::sleep(POLL);
+        }
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if self.is_alive() {
+        // Until it was waited for, its id is no one else's; and a group's is not while the group has a process.
+        if matches!(self.child.try_wait(), Ok(None)) || !self.pids().is_empty() {
             self.stop();
         }
     }
@@ -195,6 +204,17 @@ pub(super) fn version(program: &Path, arguments: &[&str]) -> anyhow::Result<Stri
     let text = String::from_utf8_lossy(&text);
     let line = text.lines().map(str::trim).find(|line| line.contains(|letter: char| letter.is_ascii_digit()));
     line.map(str::to_owned).with_context(|| format!("{} does not tell its version", program.display()))
+}
+
+/// The processes of a group that have not ended, the first of it first.
+fn members(group: u32) -> Vec<u32> {
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut pids: Vec<u32> = all
+        .filter_map(|entry| entry.file_name().to_string_lossy().parse().ok())
+        .filter(|pid| group_of(*pid) == Some(group))
+        .collect();
+    pids.sort_unstable_by_key(|&pid| (pid != group, pid));
+    pids
 }
 
 /// The process group of a process that has not ended.

@@ -1,6 +1,7 @@
 //! Every system that is installed gives back what it was given.
 
 use super::*;
+use crate::load::{Exchange, Http, Plan};
 use crate::upstream::Upstream;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -165,7 +166,49 @@ round_trips! {
 #[tokio::test]
 async fn lua_seals_what_is_larger_than_its_buffers() {
     // Around the length of a segment, and one that nginx keeps in a file.
-    round_trip("nginx-lua", false, &[65_535, 65_537, 131_072, 16 << 20, 80 << 20]).await;
+    round_trip("nginx-lua", false, &[65_535, 65_537, 131_072, 80 << 20]).await;
+}
+
+#[tokio::test]
+async fn whoever_seals_does_it_with_large_bodies() {
+    for system in all().iter().filter(|system| system.seals()) {
+        round_trip(system.name(), false, &[16 << 20]).await;
+    }
+}
+
+#[test]
+fn http_2_where_it_is_offered() {
+    let offered = [
+        ("keyway", false),
+        ("keyway", true),
+        ("keyway-pass", true),
+        ("nginx-tuned-h2c", false),
+        ("nginx-tuned", true),
+        ("haproxy-tuned", false),
+        ("haproxy-tuned", true),
+    ];
+    for (name, tls) in offered {
+        if install(&[name]).is_err() {
+            continue;
+        }
+        let bed = Bed::new(tls);
+        let running = by_name(name).unwrap().start(&bed.setting).unwrap();
+        let sample = crate::load::run(&Plan {
+            address: running.address(),
+            host: "localhost".to_owned(),
+            ca: tls.then(|| bed.pki.ca()),
+            http: Http::Two,
+            connections: 2,
+            streams: 10,
+            exchange: Exchange::Put { path: "/objects/{n}".to_owned(), body: 10_000 },
+            warm_up: Duration::from_millis(50),
+            measure: Duration::from_millis(200),
+            core: None,
+        })
+        .unwrap_or_else(|error| panic!("{name}: {error:#}\n{}", running.log()));
+        assert_eq!(sample.failures, 0, "{name}: {:?}\n{}", sample.first_failure, running.log());
+        assert!(sample.requests > 0, "{name}");
+    }
 }
 
 #[tokio::test]
