@@ -140,7 +140,7 @@ impl Opener {
         }
         // A full segment is never the last one: without a shorter one behind it the message was cut.
         let sealed_len = self.pending.len() + rest.len();
-        if sealed_len < TAG || sealed_len >= SEALED_SEGMENT {
+        if !(TAG..SEALED_SEGMENT).contains(&sealed_len) {
             return Err(OpenError::Truncated);
         }
         if self.run_end.is_some_and(|end| end != self.index + 1) {
