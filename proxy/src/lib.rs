@@ -10,6 +10,8 @@
 //! run on a runtime of their own, so that a busy bridge stream never delays a body.
 
 pub mod admin;
+#[doc(hidden)]
+pub mod bench;
 pub mod body;
 pub mod config;
 mod context;
