@@ -17,9 +17,20 @@ lint:
     cargo clippy --workspace --all-targets -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
-# Criterion benches (`just bench seal` for those whose name matches).
-bench *ARGS:
+# Everything under load, in one report: target/bench-report (docs/benchmarking.md).
+bench *ARGS: _bench-build
+    "${CARGO_TARGET_DIR:-target}/release/keyway-bench" full {{ ARGS }}
+
+# The most telling rows, in two minutes.
+bench-smoke *ARGS: _bench-build
+    "${CARGO_TARGET_DIR:-target}/release/keyway-bench" smoke {{ ARGS }}
+
+# Criterion benches (`just bench-micro seal` for those whose name matches).
+bench-micro *ARGS:
     cargo bench -p keyway-benches {{ ARGS }}
+
+_bench-build:
+    cargo build --release -p keyway-benches -p keyway -p keyway-bridge -p keyway-proxy --bins
 
 # The fuzz targets, or those that are named, each for so many seconds.
 fuzz SECONDS="60" *TARGETS:

@@ -132,7 +132,7 @@ impl Turns {
     pub fn too_noisy(&self) -> Option<String> {
         let (quiet, all) = (self.quiet().count(), self.rounds.len());
         let too_few = quiet < QUIET_MIN || quiet * 2 < all;
-        too_few.then(|| format!("the machine was quiet in {quiet} of {all} rounds only"))
+        too_few.then(|| format!("only {quiet} of {all} rounds were quiet"))
     }
 
     fn index(&self, system: &str) -> Option<usize> {

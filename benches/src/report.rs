@@ -65,9 +65,7 @@ impl Report {
     /// # Errors
     /// The runs are from different machines: their figures say nothing about each other.
     pub fn merge(&mut self, later: Self) -> anyhow::Result<()> {
-        if self.machine.is_empty() {
-            self.machine = later.machine;
-        } else {
+        if !self.machine.is_empty() {
             for property in ["cpu", "cores", "kernel"] {
                 let (one, other) = (self.machine.get(property), later.machine.get(property));
                 anyhow::ensure!(
@@ -77,6 +75,9 @@ impl Report {
                     other.map_or("unknown", String::as_str)
                 );
             }
+        }
+        for (property, value) in later.machine {
+            self.machine.entry(property).or_insert(value);
         }
         if self.started.is_empty() || (!later.started.is_empty() && later.started < self.started) {
             self.started = later.started;
@@ -121,21 +122,10 @@ fn merge_section(own: &mut Section, later: Section) {
         own.method = later.method;
     }
     for table in later.tables {
-        match own.tables.iter_mut().find(|old| old.title == table.title && old.columns == table.columns) {
-            Some(old) => {
-                for row in table.rows {
-                    // The first cell is what the row is.
-                    let key = markdown::cell(&row[0]);
-                    match old.rows.iter_mut().find(|old| markdown::cell(&old[0]) == key) {
-                        Some(old) => *old = row,
-                        None => old.rows.push(row),
-                    }
-                }
-            }
-            None => {
-                own.tables.retain(|old| old.title != table.title);
-                own.tables.push(table);
-            }
+        // As a whole: systems that took turns in different runs don't stand in one table.
+        match own.tables.iter_mut().find(|old| old.title == table.title) {
+            Some(old) => *old = table,
+            None => own.tables.push(table),
         }
     }
     for target in later.targets {

@@ -20,6 +20,7 @@ pub use rows::{Group, Part, Row, Tls, Unit, rows};
 use crate::machine::Noise;
 use crate::pairs::{Rules, Turns, interleave};
 use crate::section::Section;
+use crate::systems;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -79,13 +80,16 @@ pub fn measure(options: &Options, mut tell: impl FnMut(&str)) -> anyhow::Result<
     let wanted: Vec<Row> = rows().into_iter().filter(|row| options.wants(row)).collect();
     let names: Vec<&str> = rows().iter().map(|row| row.name).collect();
     anyhow::ensure!(!wanted.is_empty(), "no row has such a name; there are: {}", names.join(", "));
+    for system in &options.systems {
+        systems::by_name(system)?;
+    }
     let mut bed = Bed::new(options.dir.clone())?;
     let mut noise = Noise::watch(&bed.cores());
     let mut outcome = Outcome::default();
     for (index, row) in wanted.iter().enumerate() {
         tell(&format!("[{}/{}] {}: {}", index + 1, wanted.len(), row.name, row.what));
-        let systems: Vec<&str> = options.systems(row).collect();
-        let turns = measure_row(options, row, &systems, &mut bed, &mut noise, &mut outcome.versions);
+        let compared: Vec<&str> = options.systems(row).collect();
+        let turns = measure_row(options, row, &compared, &mut bed, &mut noise, &mut outcome.versions);
         for (system, why) in &turns.failed {
             tell(&format!("  {system} is left out: {why}"));
         }
@@ -99,12 +103,18 @@ pub fn measure(options: &Options, mut tell: impl FnMut(&str)) -> anyhow::Result<
     if let Some(why) = judgement.too_noisy {
         outcome.machine.insert("noise over the whole run".to_owned(), why);
     }
-    outcome.machine.insert("cores of the systems".to_owned(), format!("{:?}", bed.system_cores()));
-    outcome.machine.insert("core of generator and upstream".to_owned(), format!("{:?}", bed.load_core()));
+    let list = |cores: &[usize]| cores.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    outcome.machine.insert("core of what is measured".to_owned(), list(bed.system_cores()));
+    let load_core = bed.load_core().map_or_else(|| "the same".to_owned(), |core| core.to_string());
+    outcome.machine.insert("core of generator and upstream".to_owned(), load_core);
     outcome.sections = figures::sections(&wanted, &outcome.rounds);
-    targets::add(&mut outcome.sections, &outcome.rounds, options.is_smoke);
+    // A run of some rows is not asked about the others.
+    let is_partial = options.is_smoke || !options.only.is_empty();
+    targets::add(&mut outcome.sections, &outcome.rounds, is_partial);
     if !options.is_smoke {
         outcome.sections.extend(scaling::section(options, &mut bed, &mut noise, &outcome.rounds)?);
+    }
+    if !is_partial {
         outcome.sections.push(quoted::section());
     }
     Ok(outcome)

@@ -52,6 +52,9 @@ pub(super) fn bridge(arguments: &PartArguments) -> anyhow::Result<ExitCode> {
     finish(&report, &arguments.out)
 }
 
+/// Measures one part of a full run.
+type Measure<'a> = &'a dyn Fn() -> anyhow::Result<Vec<Section>>;
+
 /// All parts. What a part found is kept when the next one fails.
 pub(super) fn full(arguments: &TableArguments) -> anyhow::Result<ExitCode> {
     let mut report = begin()?;
@@ -60,7 +63,7 @@ pub(super) fn full(arguments: &TableArguments) -> anyhow::Result<ExitCode> {
         failures.push(format!("table: {error:#}"));
     }
     report.save(&arguments.out.out)?;
-    let parts: [(&str, &dyn Fn() -> anyhow::Result<Vec<Section>>); 2] = [
+    let parts: [(&str, Measure<'_>); 2] = [
         ("growth", &|| growth_sections(&[], PART_ROUNDS, false)),
         ("bridge", &|| bridge_sections(&[], PART_ROUNDS, false, &arguments.out.out)),
     ];

@@ -6,7 +6,7 @@ use crate::machine::available_cores;
 use crate::pairs::Reading;
 use crate::systems::{self, Pki, Running, Setting};
 use crate::upstream::Upstream;
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -237,7 +237,7 @@ impl Bed {
         outcome.map_err(|error| {
             let log = self.running.get(system).map(|started| started.handle.log()).unwrap_or_default();
             let log = log.trim();
-            if log.is_empty() { error } else { error.context(format!("{system} logged: {}", tail(log))) }
+            if log.is_empty() { error } else { anyhow!("{error:#}; {system} logged: {}", tail(log)) }
         })
     }
 }

@@ -123,7 +123,7 @@ pub(crate) fn table(row: &Row, turns: &Turns, relation: Relation) -> Table {
         let left_out = !turns.systems.iter().any(|name| name == system) || turns.failed.contains_key(system);
         if left_out {
             if let Some(why) = turns.failed.get(system) {
-                let why = Cell::Text(format!("left out: {}", first_line(why)));
+                let why = Cell::Text(format!("left out: {}", brief(why)));
                 rows.push(
                     [Cell::Text(system.to_owned()), why].into_iter().chain(blank(heads.len() - 2)).collect(),
                 );
@@ -148,8 +148,15 @@ fn blank(cells: usize) -> impl Iterator<Item = Cell> {
     std::iter::repeat_n(Cell::Text("–".to_owned()), cells)
 }
 
-fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or_default()
+/// An error on one line, and not all of a log.
+pub(super) fn brief(text: &str) -> String {
+    const CHARACTERS: usize = 240;
+    let line: Vec<&str> = text.split_whitespace().collect();
+    let line = line.join(" ");
+    match line.char_indices().nth(CHARACTERS) {
+        Some((at, _)) => format!("{}…", &line[..at]),
+        None => line,
+    }
 }
 
 pub(super) fn cell(figure: Option<Spread>, digits: usize) -> Cell {

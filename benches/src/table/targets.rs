@@ -1,6 +1,6 @@
 //! What is aimed at, as data, and what came out.
 
-use super::Group;
+use super::{Group, figures};
 use crate::pairs::Turns;
 use crate::section::{Bound, Section, Target};
 use std::collections::BTreeMap;
@@ -138,7 +138,7 @@ fn missing(aim: &Aim, turns: &Turns) -> String {
     let whos = std::iter::once(SEALED).chain(others(aim));
     let why = whos.filter_map(|who| {
         let why = turns.failed.get(who)?;
-        Some(format!("{who}: {}", why.lines().next().unwrap_or_default()))
+        Some(format!("{who}: {}", figures::brief(why)))
     });
     let why: Vec<String> = why.collect();
     if why.is_empty() { "was not asked for in this run".to_owned() } else { why.join("; ") }

@@ -2,10 +2,14 @@
 
 use super::{Part, Unit};
 use crate::load::{self, Plan, Sample};
-use crate::machine::Meter;
+use crate::machine::{self, Meter};
 use crate::pairs::Reading;
 use anyhow::ensure;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How often CPU time is read in a measurement.
+const LOOKS: u32 = 16;
 
 /// Loads what `plans` say, one for each of `parts`, and watches the processes `pids` meanwhile.
 ///
@@ -15,18 +19,22 @@ pub(crate) fn take(parts: &[Part], plans: &[Plan], pids: Vec<u32>) -> anyhow::Re
     let Some(first) = plans.first() else { return Ok(Reading::new()) };
     let watches = !pids.is_empty();
     let meter = Meter::new(pids);
-    let (samples, busy) = std::thread::scope(|scope| {
-        let watch = scope.spawn(|| watch(&meter, first.warm_up, first.measure));
+    let ended = AtomicBool::new(false);
+    let (samples, end, watched) = std::thread::scope(|scope| {
+        let watch = scope.spawn(|| watch(&meter, first.measure / LOOKS, &ended));
         let samples = load::run_together(plans);
-        (samples, watch.join().unwrap_or(f64::NAN))
+        let end = Instant::now();
+        ended.store(true, Ordering::Relaxed);
+        (samples, end, watch.join().unwrap_or_default())
     });
+    let busy = busy(&watched, end, first.measure);
     let samples = samples?;
     let mut reading = Reading::new();
     for (part, sample) in parts.iter().zip(&samples) {
         check(sample)?;
         read(part, sample, &mut reading);
     }
-    if watches && busy.is_finite() {
+    if let Some(busy) = busy.filter(|_| watches) {
         reading.insert("busy_percent".to_owned(), busy * 100.0);
         if let ([part], [sample]) = (parts, samples.as_slice()) {
             let (name, figure) = cpu_price(part, sample, busy);
@@ -36,13 +44,25 @@ pub(crate) fn take(parts: &[Part], plans: &[Plan], pids: Vec<u32>) -> anyhow::Re
     Ok(reading)
 }
 
-/// How many cores are busy in the middle of the measurement: connections are opened and closed around it.
-fn watch(meter: &Meter, warm_up: Duration, measure: Duration) -> f64 {
-    std::thread::sleep(warm_up + measure / 8);
-    let before = meter.read();
-    std::thread::sleep(measure * 3 / 4);
-    let usage = meter.read().since(&before);
-    usage.cpu.as_secs_f64() / usage.elapsed.as_secs_f64()
+/// Reads the meter until the load has ended.
+fn watch(meter: &Meter, pause: Duration, ended: &AtomicBool) -> Vec<(Instant, machine::Reading)> {
+    let mut watched = Vec::new();
+    while !ended.load(Ordering::Relaxed) {
+        watched.push((Instant::now(), meter.read()));
+        std::thread::sleep(pause);
+    }
+    watched
+}
+
+/// How many cores were busy in the middle of the measurement. Counted back from its end: how long it takes to open
+/// connections before it starts is not known, and some systems take longer for that than for what is measured.
+fn busy(watched: &[(Instant, machine::Reading)], end: Instant, measure: Duration) -> Option<f64> {
+    let ago = |at: Instant| end.saturating_duration_since(at);
+    let within = |at: Instant| ago(at) <= measure * 7 / 8 && ago(at) >= measure / 16;
+    let mut readings = watched.iter().filter(|(at, _)| within(*at)).map(|(_, reading)| reading);
+    let (first, last) = (readings.next()?, readings.next_back()?);
+    let usage = last.since(first);
+    Some(usage.cpu.as_secs_f64() / usage.elapsed.as_secs_f64()).filter(|busy| busy.is_finite())
 }
 
 /// Refuses figures that come with failures.
