@@ -119,7 +119,9 @@ pub fn missing_packages(names: &[&str]) -> anyhow::Result<Vec<&'static str>> {
             "spiped" => &[tunnel::SPIPED],
             _ => &[],
         };
-        missing.extend(needed.iter().filter(|(file, _)| process::find(file).is_none()).map(|(_, package)| *package));
+        missing.extend(
+            needed.iter().filter(|(file, _)| process::find(file).is_none()).map(|(_, package)| *package),
+        );
     }
     missing.sort_unstable();
     missing.dedup();
