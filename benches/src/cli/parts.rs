@@ -13,9 +13,10 @@ use std::time::{Duration, SystemTime};
 
 /// Before each turn of the table: pools are filled, and congestion windows open.
 const WARM_UP: Duration = Duration::from_millis(300);
-/// Makes five rows of three systems in less than two minutes.
+/// Five rows of three systems in less than two minutes, with all spare rounds.
 const SMOKE_ROUNDS: usize = 5;
-const SMOKE_TURN: Duration = Duration::from_millis(700);
+const SMOKE_WARM_UP: Duration = Duration::from_millis(200);
+const SMOKE_TURN: Duration = Duration::from_millis(500);
 /// Of growth and bridge, in a full run.
 const PART_ROUNDS: usize = 3;
 
@@ -32,7 +33,7 @@ pub(super) fn smoke(arguments: &SmokeArguments) -> anyhow::Result<ExitCode> {
         systems: Vec::new(),
         is_smoke: true,
         rounds: SMOKE_ROUNDS,
-        warm_up: WARM_UP,
+        warm_up: SMOKE_WARM_UP,
         measure: SMOKE_TURN,
         dir: dir.to_owned(),
     })?;

@@ -98,8 +98,8 @@ fn computed(turns: &Turns, cores: usize) -> Section {
     Section {
         method: format!(
             "With {cores} cores the load can't be kept apart from two workers. This is computed: what a core can do \
-             at the CPU time that one request costs. Workers share no lock on the way of a request, so twice that is \
-             the most that two can do; whether they do is only told by a machine of {CORES_MIN} cores."
+             at the CPU time that one request costs. Twice that is the most that two can do; whether they do is only \
+             told by a machine of {CORES_MIN} cores."
         ),
         tables: vec![Table {
             title: "Capacity by CPU time".to_owned(),
