@@ -7,7 +7,7 @@ _default:
 test *ARGS:
     ./test.sh {{ ARGS }}
 
-# What CI runs: tests, lints, documentation, dependency policy, a short fuzz run.
+# What CI runs: tests, lints, documentation, dependency policy, a short fuzz run, instruction counts.
 ci:
     bash .ci/run
 
@@ -31,6 +31,10 @@ bench-micro *ARGS:
 
 _bench-build:
     cargo build --release -p keyway-benches -p keyway -p keyway-bridge -p keyway-proxy --bins
+
+# Instructions on the hot path, compared with the committed baseline (`--save` rewrites it, `--help` tells the rest).
+bench-instructions *ARGS:
+    benches/instructions/run.sh {{ ARGS }}
 
 # The fuzz targets, or those that are named, each for so many seconds.
 fuzz SECONDS="60" *TARGETS:
