@@ -49,6 +49,7 @@ missing_packages() {
   have curl || echo curl
   { have nghttp && have h2load; } || echo nghttp2-client
   have jq || echo jq
+  have valgrind || echo valgrind
   find_python >/dev/null || echo python3 python3-cryptography
 }
 

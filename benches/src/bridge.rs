@@ -15,7 +15,6 @@ mod calls;
 mod deks;
 mod members;
 mod metrics;
-mod process;
 mod rewrap;
 mod rotation;
 

@@ -8,7 +8,6 @@ mod connections;
 mod deks;
 mod figures;
 mod memory;
-mod process;
 mod rotation;
 mod sizes;
 mod start;

@@ -97,7 +97,6 @@ impl Transform {
         progress: Option<Arc<UploadProgress>>,
     ) -> Result<ProxyBody, ProxyError> {
         let declared = Declared::of(message)?;
-        let dek = self.keys.seal(protection, context).await?;
         if let Some(plain_len) = plain_len.and_then(small) {
             // One more than there are: to the end of the body, which may come after its last byte.
             let plain = source.read_at_least(plain_len + 1).await;
@@ -105,6 +104,8 @@ impl Transform {
             if source.has_trailers() {
                 source.put_back(plain);
             } else {
+                // Only now: a client that is slow to send does not hold an old key or outlive a lease.
+                let dek = self.keys.seal(protection, context).await?;
                 let from_upstream = source.is_from_upstream();
                 let sealed = seal::small(&plain, plain_len, &dek, &context.digest, declared, from_upstream)
                     .map_err(|error| ProxyError::from_body(&error))?;
@@ -116,6 +117,7 @@ impl Transform {
                 return Ok(ProxyBody::full(sealed));
             }
         }
+        let dek = self.keys.seal(protection, context).await?;
         let body = SealBody::new(source, dek, &context.digest, plain_len, declared, progress)
             .map_err(|error| ProxyError::from_body(&error))?;
         headers::drop_digests(message);

@@ -1,6 +1,7 @@
 //! A bridge of its own to measure: certificates, configuration, keystore or token, and the process.
 
-use super::process::Process;
+use crate::machine::{Meter, Reading};
+use crate::systems::Process;
 use anyhow::{Context, ensure};
 use keyway_bridge::Config;
 use keyway_bridge::backend::{BackendConfig, BackendKind, Pkcs11Config, SoftwareConfig};
@@ -77,19 +78,15 @@ impl Bed {
         Config::load(&file).context("the harness's own configuration")?;
         let program = crate::systems::program("keyway-bridge")?;
         let ready = root.join("ready.json");
-        let mut command = match core {
-            Some(core) => {
-                let mut pinned = Command::new("taskset");
-                pinned.arg("-c").arg(core.to_string()).arg(program);
-                pinned
-            }
-            None => Command::new(program),
-        };
-        command.arg("serve").arg("--config").arg(&file).arg("--ready-file").arg(&ready);
-        command.env("SOFTHSM2_CONF", root.join("softhsm2.conf"));
-        let bridge = Process::start(command, &root.join("bridge.log"), &ready)?;
-        let text = std::fs::read(&ready).context("reading the bridge's addresses")?;
-        let addresses: serde_json::Value = serde_json::from_slice(&text)?;
+        let cores: Vec<usize> = core.into_iter().collect();
+        let mut bridge = Process::start("bridge", root, &cores, program, |command| {
+            command.arg("serve").arg("--config").arg(&file).arg("--ready-file").arg(&ready);
+            command.env("SOFTHSM2_CONF", root.join("softhsm2.conf"));
+        })?;
+        let addresses: serde_json::Value = bridge.wait_until(|| {
+            let text = std::fs::read(&ready).ok()?;
+            serde_json::from_slice(&text).ok()
+        })?;
         let address = |name: &str| -> anyhow::Result<SocketAddr> {
             addresses[name].as_str().context("an address is missing")?.parse().context("an address")
         };
@@ -116,6 +113,16 @@ impl Bed {
 
     pub(super) async fn operator(&self) -> anyhow::Result<OperatorClient<Channel>> {
         Ok(OperatorClient::new(self.channel(&self.operator).await?))
+    }
+
+    /// What the bridge takes of the machine.
+    pub(super) fn meter(&self) -> Meter {
+        Meter::new(vec![self.bridge.id()])
+    }
+
+    /// CPU time of the bridge since an earlier reading of [`Bed::meter`], in seconds.
+    pub(super) fn cpu_s_since(&self, earlier: &Reading) -> f64 {
+        self.meter().read().since(earlier).cpu.as_secs_f64()
     }
 
     pub(super) fn audit_file(&self) -> PathBuf {

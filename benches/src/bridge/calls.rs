@@ -117,15 +117,15 @@ pub(super) async fn load(
     let begin = Instant::now() + warm_up;
     let end = begin + measure;
     let latency = RefCell::new(histogram()?);
-    let cpu_before = Cell::new(None);
+    let cpu_before = RefCell::new(None);
     let work = callers.iter_mut().map(|caller| async {
         while Instant::now() < end {
             let number = next.replace(next.get() + 1);
-            if Instant::now() >= begin && cpu_before.get().is_none() {
-                cpu_before.set(Some((Instant::now(), bed.bridge.cpu_s()?)));
+            if Instant::now() >= begin && cpu_before.borrow().is_none() {
+                cpu_before.replace(Some((Instant::now(), bed.meter().read())));
             }
             let (took, _) = caller.ask(what, number).await.with_context(|| bed.bridge.log())?;
-            if cpu_before.get().is_some() {
+            if cpu_before.borrow().is_some() {
                 latency.borrow_mut().saturating_record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
             }
         }
@@ -133,8 +133,8 @@ pub(super) async fn load(
     });
     try_join_all(work).await?;
     let (began, cpu) =
-        cpu_before.get().context("nothing was measured: the calls take longer than the round")?;
-    let (elapsed, cpu) = (began.elapsed().as_secs_f64(), bed.bridge.cpu_s()? - cpu);
+        cpu_before.into_inner().context("nothing was measured: the calls take longer than the round")?;
+    let (elapsed, cpu) = (began.elapsed().as_secs_f64(), bed.cpu_s_since(&cpu));
     let latency = latency.into_inner();
     #[expect(clippy::cast_precision_loss, reason = "calls of a few seconds fit 53 bits")]
     let calls = latency.len() as f64;

@@ -119,11 +119,11 @@ async fn follow(bed: &Bed, stage: &Shared<Stage>) -> anyhow::Result<(String, u64
     while let Some(change) = changes.message().await? {
         match change.phase.as_str() {
             "rewrap" if from.is_none() => {
-                from = Some(bed.bridge.cpu_s()?);
+                from = Some(bed.meter().read());
                 stage.set(Stage::Rewrap);
             }
             "drain" | "retire" if stage.get() == Stage::Rewrap => {
-                cpu = bed.bridge.cpu_s()? - from.unwrap_or_default();
+                cpu = from.as_ref().map_or(0.0, |from| bed.cpu_s_since(from));
                 stage.set(Stage::After);
             }
             "done" => return Ok((id, change.deks_rewrapped, cpu)),

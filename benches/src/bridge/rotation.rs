@@ -71,17 +71,22 @@ async fn size(lab: &Lab, bed: &Bed, members: usize) -> anyhow::Result<Size> {
     let began = Instant::now();
     let mut fleet = Fleet::join(bed, members).await?;
     let join_s = began.elapsed().as_secs_f64();
-    let (idle_mib, _) = bed.bridge.rss_mib()?;
+    let idle_mib = mib(bed.meter().memory().resident_bytes);
     let mut rounds = Vec::with_capacity(lab.rounds);
     for _ in 0..lab.rounds {
         rounds.push(rotate(bed, &mut fleet, members).await?);
     }
-    Ok(Size { members, join_s, idle_mib, peak_mib: bed.bridge.rss_mib()?.1, rounds })
+    Ok(Size { members, join_s, idle_mib, peak_mib: mib(bed.meter().memory().peak_bytes), rounds })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "memory of one process fits 53 bits")]
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 async fn rotate(bed: &Bed, fleet: &mut Fleet, members: usize) -> anyhow::Result<Round> {
     let before = fleet.generations();
-    let cpu = bed.bridge.cpu_s()?;
+    let cpu = bed.meter().read();
     let (id, mut changes) = start(bed).await?;
     let done = async {
         while let Some(change) = changes.message().await? {
@@ -95,7 +100,7 @@ async fn rotate(bed: &Bed, fleet: &mut Fleet, members: usize) -> anyhow::Result<
         done = done => done?,
         failed = fleet.until(|_| false) => failed?,
     }
-    let cpu = bed.bridge.cpu_s()? - cpu;
+    let cpu = bed.cpu_s_since(&cpu);
     let new: Vec<_> = fleet.generations().into_iter().filter(|known| !before.contains(known)).collect();
     let accept = *new.first().context("no set was pushed")?;
     let push = fleet.generation(accept).context("no set was pushed")?;

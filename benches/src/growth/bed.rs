@@ -1,9 +1,9 @@
 //! Bridge, sidecar and upstream of its own, which the parts of this module stop, start and fill as they need.
 
-use super::process::Process;
 use super::wire::Wire;
 use crate::load::{Exchange, Http, Plan};
 use crate::machine::{Memory, Meter};
+use crate::systems::{Process, program};
 use crate::upstream::Upstream;
 use anyhow::{Context, ensure};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,8 +16,6 @@ const OPERATOR: &str = "spiffe://keyway.bench/operator";
 const KEYRING: &str = "payments/default";
 /// More than any part opens: what is measured is the cost of connections, not the limit on them.
 const CONNECTIONS_MAX: usize = 20_000;
-/// Between two looks at the admin port while a sidecar starts.
-const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// Which cores the parts run on. The bridge and the upstream share the generator's.
 #[derive(Clone, Copy, Debug, Default)]
@@ -101,7 +99,7 @@ impl Bed {
     /// What the sidecar takes of the machine.
     pub(super) fn meter(&self) -> anyhow::Result<Meter> {
         let proxy = self.proxy.as_ref().context("the sidecar was stopped")?;
-        Ok(Meter::new(vec![proxy.pid()]))
+        Ok(Meter::new(vec![proxy.id()]))
     }
 
     /// What the sidecar has logged, for an error message.
@@ -131,9 +129,11 @@ impl Bed {
         std::fs::write(&config, self.bridge_config().to_string())?;
         let ready = root.join("bridge.ready");
         remove(&ready)?;
-        let arguments = ["serve", "--config", text(&config)?, "--ready-file", text(&ready)?];
-        let mut bridge = Process::spawn("keyway-bridge", &arguments, root, self.cores.load)?;
-        self.bridge_addr = address(&bridge.wait_for(&ready)?["bridge"])?;
+        let cores: Vec<usize> = self.cores.load.into_iter().collect();
+        let mut bridge = Process::start("bridge", root, &cores, program("keyway-bridge")?, |command| {
+            command.args(["serve", "--config"]).arg(&config).arg("--ready-file").arg(&ready);
+        })?;
+        self.bridge_addr = address(&bridge.wait_until(|| read_ready(&ready))?["bridge"])?;
         self.bridge = Some(bridge);
         Ok(())
     }
@@ -146,21 +146,19 @@ impl Bed {
         std::fs::write(&config, self.proxy_config().to_string())?;
         let ready = root.join("proxy.ready");
         remove(&ready)?;
-        let arguments = ["--config", text(&config)?, "--ready-file", text(&ready)?];
+        let cores: Vec<usize> = self.cores.proxy.into_iter().collect();
         let begun = Instant::now();
-        let mut proxy = Process::spawn("keyway-proxy", &arguments, root, self.cores.proxy)?;
-        let addresses = proxy.wait_for(&ready)?;
+        let mut proxy = Process::start("proxy", root, &cores, program("keyway-proxy")?, |command| {
+            command.arg("--config").arg(&config).arg("--ready-file").arg(&ready);
+        })?;
+        let addresses = proxy.wait_until(|| read_ready(&ready))?;
         self.data = address(&addresses["listeners"]["main"])?;
         self.admin = address(&addresses["proxy_admin"])?;
         let admin = self.admin;
         let mut wire = Wire::connect(admin)?;
-        let taken = proxy.wait("ready", || {
-            let (status, _) = wire.get("/readyz")?;
-            if status == 200 {
-                return Ok(Some(begun.elapsed()));
-            }
-            std::thread::sleep(LOOK_EVERY);
-            Ok(None)
+        let taken = proxy.wait_until(|| {
+            let (status, _) = wire.get("/readyz").ok()?;
+            (status == 200).then(|| begun.elapsed())
         })?;
         self.proxy = Some(proxy);
         Ok(taken)
@@ -169,7 +167,7 @@ impl Bed {
     /// The command that rotates the keyring and returns when the rotation is done.
     pub(super) fn rotation(&self) -> anyhow::Result<Command> {
         let pki = self.dir.path().join("pki");
-        let mut command = Command::new(crate::systems::program("keyway")?);
+        let mut command = Command::new(program("keyway")?);
         command
             .args(["rotate", "start", "--keyring", KEYRING, "--watch", "--json"])
             .args(["--bridge", &format!("https://{}", self.bridge_addr)])
@@ -183,7 +181,7 @@ impl Bed {
     }
 
     fn make_certificates(&self) -> anyhow::Result<()> {
-        let made = Command::new(crate::systems::program("keyway")?)
+        let made = Command::new(program("keyway")?)
             .args(["pki", "--dir"])
             .arg(self.dir.path().join("pki"))
             .args(["--bridge", "bridge", "--client", &format!("orders={SERVICE}")])
@@ -274,8 +272,8 @@ fn remove(path: &PathBuf) -> anyhow::Result<()> {
     }
 }
 
-fn text(path: &Path) -> anyhow::Result<&str> {
-    path.to_str().with_context(|| format!("{} is no UTF-8", path.display()))
+fn read_ready(path: &Path) -> Option<serde_json::Value> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
 fn address(value: &serde_json::Value) -> anyhow::Result<SocketAddr> {

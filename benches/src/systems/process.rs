@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// How long a program may take until it serves.
 const START_MAX: Duration = Duration::from_secs(20);
 /// From SIGTERM to SIGKILL.
-const STOP_MAX: Duration = Duration::from_secs(3);
+const STOP_MAX: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(2);
 /// Attempts to find a port that no one takes before the program does.
 const PORTS_MAX: usize = 5;
