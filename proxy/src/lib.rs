@@ -19,6 +19,7 @@ pub mod control;
 pub mod error;
 mod headers;
 mod keys;
+mod patience;
 mod pem;
 pub mod route;
 mod run;

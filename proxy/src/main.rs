@@ -8,6 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// Ahead of glibc's by a few per cent on small requests and more in bulk, and it gives memory back (docs/performance.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A sidecar that seals what a service sends and stores, and opens what comes back.
 #[derive(Debug, Parser)]
 #[command(name = "keyway-proxy", version)]

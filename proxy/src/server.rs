@@ -21,7 +21,7 @@ use metrics::Gauge;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -132,11 +132,7 @@ async fn accept(listener: Arc<ListenerShared>, socket: TcpListener, shared: Work
             () = shared.drain.cancelled() => Arc::clone(&shared.connections).try_acquire_owned().ok(),
         };
         let Some(permit) = permit else { break };
-        let connection = serve(Arc::clone(&listener), stream, shared.clone(), graceful.watcher());
-        tokio::spawn(async move {
-            connection.await;
-            drop(permit);
-        });
+        tokio::spawn(serve(Arc::clone(&listener), stream, shared.clone(), graceful.watcher(), permit));
     }
     drop(socket);
     // What clients had sent before they could know is read and answered; only then idle connections are closed.
@@ -151,19 +147,31 @@ async fn serve(
     stream: TcpStream,
     shared: WorkerShared,
     watcher: hyper_util::server::graceful::Watcher,
+    _permit: OwnedSemaphorePermit,
 ) {
     let _ = stream.set_nodelay(true);
     let tls = (**listener.tls.load()).clone();
     listener.active.increment(1.0);
     match tls {
         None => serve_http(&listener, stream, shared, watcher).await,
-        Some(TlsSlot(acceptor)) => match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => serve_http(&listener, stream, shared, watcher).await,
-            Ok(Err(error)) => debug!(listener = listener.name, %error, "TLS handshake failed"),
-            Err(_) => debug!(listener = listener.name, "TLS handshake took too long"),
-        },
+        // In a box, so that connections without TLS don't have the room for it.
+        Some(TlsSlot(acceptor)) => Box::pin(serve_tls(&listener, acceptor, stream, shared, watcher)).await,
     }
     listener.active.decrement(1.0);
+}
+
+async fn serve_tls(
+    listener: &ListenerShared,
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    shared: WorkerShared,
+    watcher: hyper_util::server::graceful::Watcher,
+) {
+    match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => serve_http(listener, stream, shared, watcher).await,
+        Ok(Err(error)) => debug!(listener = listener.name, %error, "TLS handshake failed"),
+        Err(_) => debug!(listener = listener.name, "TLS handshake took too long"),
+    }
 }
 
 async fn serve_http<IO>(
@@ -176,15 +184,13 @@ async fn serve_http<IO>(
 {
     let limits = listener.limits.load_full();
     let header_bytes = usize::try_from(limits.header_bytes.0).unwrap_or(usize::MAX);
-    let (io, fault) = FramedIo::new(io, header_bytes, limits.header_timeout.0, limits.idle_timeout.0);
+    let waits =
+        framing::Limits { header_bytes, header: limits.header_timeout.0, idle: limits.idle_timeout.0 };
+    let (io, fault) = FramedIo::new(io, waits);
     let stack = stack::build(Arc::clone(&listener.serving), shared.totals, fault);
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        // The time for a head is watched by `FramedIo`; to hyper, waiting for one is being idle.
-        .header_read_timeout(limits.idle_timeout.0)
-        .half_close(true);
+    // `FramedIo` watches how long a client may be idle, and take for a head: hyper would set a timer for each request.
+    builder.http1().header_read_timeout(None).half_close(true);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -1,6 +1,7 @@
 //! The upstream side: a lean pool of HTTP/1.1 connections per worker.
 
 mod connect;
+mod link;
 
 pub(crate) use connect::UpstreamAddress;
 pub(crate) use connect::UpstreamError;
@@ -12,11 +13,12 @@ use crate::error::ProxyError;
 use connect::Connector;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use hyper::client::conn::http1::SendRequest;
+use link::Link;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 /// Idle connections kept per worker and upstream.
@@ -24,10 +26,8 @@ const IDLE_KEPT: usize = 256;
 /// Below the keep-alive of common servers, so that we close first and not while sending.
 const IDLE_MAX: Duration = Duration::from_secs(25);
 
-type Sender = SendRequest<ProxyBody>;
-
 struct Idle {
-    sender: Sender,
+    link: Box<Link>,
     since: Instant,
 }
 
@@ -50,29 +50,47 @@ pub(crate) struct Upstream {
 #[derive(Debug)]
 pub(crate) struct Lease {
     upstream: u64,
-    sender: Sender,
+    link: Box<Link>,
+    /// Whether the request has content, which may still be on its way when the response has come.
+    has_upload: bool,
 }
 
 impl Lease {
-    pub(crate) fn release(self) {
-        if self.sender.is_closed() {
+    /// Moves the connection's bytes; to be called whenever something that comes over it is waited for.
+    pub(crate) fn drive(&mut self, cx: &mut Context<'_>) {
+        self.link.drive(cx);
+    }
+
+    pub(crate) fn release(mut self) {
+        if !self.has_upload || self.link.is_ready() {
+            keep(self.upstream, self.link);
             return;
         }
-        let _ = POOLS.try_with(|pools| {
-            let mut pools = pools.borrow_mut();
-            let pool = pools.entry(self.upstream).or_default();
-            if pool.len() < IDLE_KEPT {
-                pool.push(Idle { sender: self.sender, since: Instant::now() });
+        // The upstream has answered early. What it was promised is still sent.
+        tokio::spawn(async move {
+            if self.link.finish().await.is_ok() {
+                keep(self.upstream, self.link);
             }
         });
     }
 }
 
-/// Closes connections that were idle for too long, and those of upstreams that a reload has replaced.
+fn keep(upstream: u64, link: Box<Link>) {
+    let _ = POOLS.try_with(|pools| {
+        let mut pools = pools.borrow_mut();
+        let pool = pools.entry(upstream).or_default();
+        if pool.len() < IDLE_KEPT {
+            pool.push(Idle { link, since: Instant::now() });
+        }
+    });
+}
+
+/// Closes connections that were idle for too long, those that the upstream has closed, and those to upstreams that a
+/// reload has replaced.
 pub(crate) fn sweep_idle() {
     POOLS.with(|pools| {
         pools.borrow_mut().retain(|_, pool| {
-            pool.retain(|idle| idle.since.elapsed() < IDLE_MAX && !idle.sender.is_closed());
+            pool.retain_mut(|idle| idle.since.elapsed() < IDLE_MAX && idle.link.is_ready());
             !pool.is_empty()
         });
     });
@@ -117,18 +135,27 @@ impl Upstream {
         // A request without a body can be sent again if a kept connection turns out to be dead.
         let mut replay = None;
         loop {
-            let (mut sender, reused) = match self.checkout() {
-                Some(sender) => (sender, true),
+            let (mut link, reused) = match self.checkout() {
+                Some(link) => (link, true),
                 None => (self.connect().await?, false),
             };
             if reused && replay.is_none() && is_replayable(&request) {
                 replay = Some(clone_head(&request));
             }
-            let sent = self.respond_in_time(sender.try_send_request(request), progress).await?;
-            let mut error = match sent {
+            let has_upload = !matches!(request.body(), ProxyBody::Empty);
+            let mut seen = progress.map_or(u64::MAX, UploadProgress::frames);
+            let stands_still = || {
+                let frames = progress.map_or(u64::MAX, UploadProgress::frames);
+                frames == std::mem::replace(&mut seen, frames)
+            };
+            let sent = link.exchange(request, self.response_timeout, stands_still).await;
+            let mut error = match sent.ok_or(ProxyError::UpstreamTimeout)? {
                 Ok(response) => {
                     check_framing(&response)?;
-                    let lease = Lease { upstream: self.id, sender };
+                    if progress.is_some_and(|upload| !upload.is_done()) {
+                        link.detach();
+                    }
+                    let lease = Lease { upstream: self.id, link, has_upload };
                     return Ok(response.map(|body| Source::upstream(body, Some(lease), self.body_idle_max)));
                 }
                 Err(error) => error,
@@ -141,57 +168,30 @@ impl Upstream {
         }
     }
 
-    async fn respond_in_time<T>(
-        &self,
-        response: impl Future<Output = T>,
-        progress: Option<&UploadProgress>,
-    ) -> Result<T, ProxyError> {
-        let mut response = std::pin::pin!(response);
-        let mut seen = progress.map_or(u64::MAX, UploadProgress::frames);
-        loop {
-            match tokio::time::timeout(self.response_timeout, &mut response).await {
-                Ok(done) => return Ok(done),
-                Err(_) => {
-                    let frames = progress.map_or(u64::MAX, UploadProgress::frames);
-                    if frames == seen {
-                        return Err(ProxyError::UpstreamTimeout);
-                    }
-                    seen = frames;
-                }
-            }
-        }
-    }
-
     /// The most recently used connection that is ready.
-    fn checkout(&self) -> Option<Sender> {
+    fn checkout(&self) -> Option<Box<Link>> {
         POOLS.with(|pools| {
             let mut pools = pools.borrow_mut();
             let pool = pools.get_mut(&self.id)?;
-            while let Some(idle) = pool.pop() {
-                if idle.sender.is_ready() && idle.since.elapsed() < IDLE_MAX {
-                    return Some(idle.sender);
+            while let Some(mut idle) = pool.pop() {
+                if idle.since.elapsed() < IDLE_MAX && idle.link.is_ready() {
+                    return Some(idle.link);
                 }
-                // Closed, too old, or its last exchange has not quite ended: not worth waiting for.
+                // Closed, or too old.
             }
             None
         })
     }
 
-    async fn connect(&self) -> Result<Sender, ProxyError> {
+    async fn connect(&self) -> Result<Box<Link>, ProxyError> {
+        let unreachable = |error: &dyn std::fmt::Display| ProxyError::UpstreamUnreachable(error.to_string());
         let io = tokio::time::timeout(self.connect_timeout, self.connector.connect())
             .await
-            .map_err(|_| ProxyError::UpstreamUnreachable("connecting took too long".to_owned()))?
-            .map_err(|error| ProxyError::UpstreamUnreachable(error.to_string()))?;
-        let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
-            .handshake(io)
-            .await
-            .map_err(|error| ProxyError::UpstreamUnreachable(error.to_string()))?;
-        tokio::spawn(async move {
-            // How a connection ended is told by the exchange that was on it.
-            let _ = connection.await;
-        });
-        sender.ready().await.map_err(|error| ProxyError::UpstreamUnreachable(error.to_string()))?;
-        Ok(sender)
+            .map_err(|_| unreachable(&"connecting took too long"))?
+            .map_err(|error| unreachable(&error))?;
+        let mut link = Box::new(Link::new(io).await.map_err(|error| unreachable(&error))?);
+        std::future::poll_fn(|cx| link.poll_ready(cx)).await.map_err(|error| unreachable(&error))?;
+        Ok(link)
     }
 }
 

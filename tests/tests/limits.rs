@@ -48,6 +48,14 @@ async fn silent_connections_and_stalled_bodies_are_let_go() {
     // Closed, with or without a reset: either way it is over.
     let _ = slow_head.read_to_end(&mut rest).await;
 
+    // A head that is too large already, and never ends.
+    let mut endless = TcpStream::connect(fleet.data()).await.unwrap();
+    endless
+        .write_all(format!("GET /objects/x HTTP/1.1\r\nX: {}", "y".repeat(70_000)).as_bytes())
+        .await
+        .unwrap();
+    let _ = endless.read_to_end(&mut rest).await;
+
     let mut stalled = TcpStream::connect(fleet.data()).await.unwrap();
     stalled
         .write_all(b"PUT /objects/stalled HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nabc")

@@ -2,7 +2,7 @@
 
 use super::{BodyError, Source};
 use crate::route::Route;
-use crate::worker::Buffer;
+use crate::worker::{Buffer, Unwritten};
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
@@ -11,7 +11,7 @@ use keyway_envelope::open::OPEN_ROOM;
 use keyway_envelope::{Implementation, MessageKeys, OpenError, Opener};
 use keyway_keycache::CachedDek;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 /// Which part of the opened bytes is wanted.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +76,7 @@ pub struct OpenBody {
     primed: Option<Frame<Bytes>>,
     has_begun: bool,
     trailers: Option<HeaderMap>,
+    unwritten: Unwritten,
 }
 
 impl OpenBody {
@@ -101,6 +102,7 @@ impl OpenBody {
             primed: None,
             has_begun: false,
             trailers: None,
+            unwritten: Unwritten::default(),
         }
     }
 
@@ -121,6 +123,7 @@ impl OpenBody {
         if let Some(frame) = self.primed.take() {
             return Poll::Ready(Some(Ok(frame)));
         }
+        ready!(self.unwritten.poll_room(cx));
         let mut out = Buffer::take();
         loop {
             let Some(opener) = &mut self.opener else {
@@ -193,7 +196,7 @@ impl OpenBody {
         if out.is_empty() {
             return Ok(None);
         }
-        let mut bytes = out.freeze();
+        let mut bytes = out.freeze(&self.unwritten);
         let skip = self.skip.min(bytes.len() as u64);
         self.skip -= skip;
         bytes.advance(usize::try_from(skip).unwrap_or(usize::MAX));

@@ -2,7 +2,7 @@
 
 use super::digest::Declared;
 use super::{BodyError, Source};
-use crate::worker::Buffer;
+use crate::worker::{Buffer, Unwritten};
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
@@ -11,7 +11,7 @@ use keyway_envelope::{ContextDigest, Header, Implementation, Profile, Sealer};
 use keyway_keycache::CachedDek;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 /// What an upload is doing, for the one who waits for its response.
 #[derive(Debug, Default)]
@@ -107,6 +107,7 @@ pub struct SealBody {
     remaining: Option<u64>,
     plain_remaining: Option<u64>,
     progress: Option<Arc<UploadProgress>>,
+    unwritten: Unwritten,
 }
 
 impl SealBody {
@@ -138,6 +139,7 @@ impl SealBody {
             remaining,
             plain_remaining: plain_len,
             progress,
+            unwritten: Unwritten::default(),
         })
     }
 
@@ -150,6 +152,7 @@ impl SealBody {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        ready!(self.unwritten.poll_room(cx));
         let mut out = Buffer::take();
         loop {
             let State::Sealing(sealer) = &mut self.state else {
@@ -243,7 +246,7 @@ impl SealBody {
         {
             progress.step();
         }
-        Frame::data(out.freeze())
+        Frame::data(out.freeze(&self.unwritten))
     }
 
     fn fail(&mut self, error: BodyError) -> BodyError {

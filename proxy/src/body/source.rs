@@ -2,7 +2,9 @@
 
 use super::BodyError;
 use super::seal::UploadProgress;
+use crate::patience::Patience;
 use crate::upstream::Lease;
+use crate::worker::Stream;
 use bytes::Bytes;
 use http::{HeaderMap, Version};
 use http_body::{Body, Frame, SizeHint};
@@ -12,7 +14,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::time::{Instant, Sleep};
 
 /// Where a body comes from.
 #[derive(Debug)]
@@ -28,32 +29,10 @@ pub struct Source {
     /// HTTP/2, where hyper shows a stream that was reset with NO_ERROR as one that has ended.
     http2: bool,
     progress: Option<Arc<UploadProgress>>,
-    idle: Idle,
-}
-
-/// How long nothing may come while somebody waits for it.
-#[derive(Debug)]
-struct Idle {
-    max: Duration,
-    /// When the present wait began.
-    since: Option<Instant>,
-    /// Made at the first wait. It is not moved at each further one, which would cost a place in the timer wheel each
-    /// time: when it fires, what is left of the present wait is still waited for.
-    sleep: Option<Pin<Box<Sleep>>>,
-}
-
-impl Idle {
-    fn poll_expired(&mut self, cx: &mut Context<'_>) -> bool {
-        let end = *self.since.get_or_insert_with(Instant::now) + self.max;
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
-        while sleep.as_mut().poll(cx).is_ready() {
-            if Instant::now() >= end {
-                return true;
-            }
-            sleep.as_mut().reset(end);
-        }
-        false
-    }
+    /// How long nothing may come while somebody waits for it.
+    idle_max: Duration,
+    patience: Patience,
+    _stream: Stream,
 }
 
 impl Source {
@@ -72,7 +51,9 @@ impl Source {
             from_upstream: false,
             http2: false,
             progress: None,
-            idle: Idle { max: idle_max, since: None, sleep: None },
+            idle_max,
+            patience: Patience::default(),
+            _stream: Stream::begin(),
         }
     }
 
@@ -143,14 +124,26 @@ impl Source {
         if let Some(trailers) = self.trailers.take() {
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
-        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
-            if self.idle.poll_expired(cx) {
+        // A body whose length is known has ended with its last byte. hyper's server tells of the end only when it reads on,
+        // which it does not do for a request that was answered before: the last segment would wait for the next request.
+        if self.incoming.is_end_stream() {
+            self.release_if(true);
+            self.step(true);
+            return Poll::Ready(None);
+        }
+        let mut frame = Pin::new(&mut self.incoming).poll_frame(cx);
+        if let (Poll::Pending, Some(lease)) = (&frame, &mut self.lease) {
+            lease.drive(cx);
+            frame = Pin::new(&mut self.incoming).poll_frame(cx);
+        }
+        let Poll::Ready(frame) = frame else {
+            if self.patience.poll_expired(cx, self.idle_max) {
                 self.lease = None;
                 return Poll::Ready(Some(Err(BodyError::Idle { from_upstream: self.from_upstream })));
             }
             return Poll::Pending;
         };
-        self.idle.since = None;
+        self.patience.stop();
         if frame.is_none() && self.http2 && !self.incoming.is_end_stream() {
             return Poll::Ready(Some(Err(BodyError::Aborted)));
         }

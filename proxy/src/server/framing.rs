@@ -8,15 +8,16 @@
 
 mod tracker;
 
+use crate::patience::Patience;
+use crate::worker::{self, Turn};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
-use tracker::Tracker;
+use tracker::{Place, Tracker};
 
 /// What was found wrong with the request that hyper is about to hand out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,46 +53,59 @@ pub(super) struct FramedIo<IO> {
     inner: IO,
     tracker: Tracker,
     fault: FramingFault,
-    header_timeout: Duration,
-    /// Until the first byte: hyper has no timer for that.
-    first_timeout: Duration,
-    has_begun: bool,
-    /// Runs until the first byte, and while a head has begun and not ended.
-    deadline: Option<Pin<Box<Sleep>>>,
+    limits: Limits,
+    turn: Turn,
+    patience: Patience,
+}
+
+/// What a client may take its time with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// The largest head, in bytes.
+    pub(super) header_bytes: usize,
+    /// From a head's first byte to its last.
+    pub(super) header: Duration,
+    /// Until a request begins.
+    pub(super) idle: Duration,
 }
 
 impl<IO> FramedIo<IO> {
-    pub(super) fn new(
-        inner: IO,
-        header_bytes: usize,
-        header_timeout: Duration,
-        first_timeout: Duration,
-    ) -> (Self, FramingFault) {
+    pub(super) fn new(inner: IO, limits: Limits) -> (Self, FramingFault) {
         let fault = FramingFault::default();
         let io = Self {
             inner,
-            tracker: Tracker::new(header_bytes),
+            tracker: Tracker::new(limits.header_bytes),
             fault: fault.clone(),
-            header_timeout,
-            first_timeout,
-            has_begun: false,
-            deadline: None,
+            limits,
+            turn: Turn::default(),
+            patience: Patience::default(),
         };
         (io, fault)
     }
 
-    fn watch_deadline(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if self.has_begun && !self.tracker.head_is_partial() {
-            self.deadline = None;
-            return Ok(());
-        }
-        let timeout = if self.has_begun { self.header_timeout } else { self.first_timeout };
-        let deadline =
-            self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + timeout)));
-        if deadline.as_mut().poll(cx).is_ready() {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "the request's head took too long"));
+    /// Something is waited for. hyper reads when it wants a head or a body, and not in between (`half_close`), so it is
+    /// what the tracker is at. Bodies have a limit of their own in `body/source.rs`, and HTTP/2 has its pings.
+    fn wait(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let max = match self.tracker.place() {
+            Place::BeforeHead => self.limits.idle,
+            Place::InHead => self.limits.header,
+            Place::Elsewhere => return Ok(()),
+        };
+        if self.patience.poll_expired(cx, max) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "no whole request head came in time"));
         }
         Ok(())
+    }
+
+    fn take_in(&mut self, bytes: &[u8]) {
+        let before = (self.tracker.place(), self.tracker.heads());
+        if let Some(fault) = self.tracker.take_in(bytes) {
+            self.fault.set(fault);
+        }
+        // A head is one wait, in however many pieces it comes, and empty lines are no progress.
+        if before != (self.tracker.place(), self.tracker.heads()) {
+            self.patience.stop();
+        }
     }
 }
 
@@ -101,18 +115,19 @@ impl<IO: AsyncRead + Unpin> AsyncRead for FramedIo<IO> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        ready!(this.turn.poll_take(cx));
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
-        let came = buf.filled().len() > before;
-        if came && !self.has_begun {
-            self.has_begun = true;
-            self.deadline = None;
+        let Poll::Ready(read) = worker::poll_read_share(&mut this.inner, cx, buf) else {
+            this.wait(cx)?;
+            return Poll::Pending;
+        };
+        let came = &buf.filled()[before..];
+        if !came.is_empty() {
+            this.turn.count(came.len());
+            this.take_in(came);
         }
-        if came && let Some(fault) = self.tracker.take_in(&buf.filled()[before..]) {
-            self.fault.set(fault);
-        }
-        self.watch_deadline(cx)?;
-        read
+        Poll::Ready(read)
     }
 }
 

@@ -37,8 +37,9 @@ impl Transform {
         parts.headers.remove(CONTENT_LENGTH);
         let asked = AskedRange::take(&parts.method, &mut parts.headers);
         match (parts.method == Method::HEAD, asked) {
-            (true, _) => exchange.head(parts).await,
-            (false, Some(asked)) => exchange.range(parts, asked).await,
+            // In boxes: they are rarer and larger, and every request's future would have the room for them.
+            (true, _) => Box::pin(exchange.head(parts)).await,
+            (false, Some(asked)) => Box::pin(exchange.range(parts, asked)).await,
             (false, None) => exchange.whole(parts).await,
         }
     }

@@ -2,12 +2,15 @@
 
 use crate::config::UpstreamTls;
 use crate::pem;
+use crate::worker::{self, Turn};
+use futures_util::task::AtomicWaker;
 use http::{HeaderValue, Uri};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -85,14 +88,14 @@ impl Connector {
     pub(super) async fn connect(&self) -> std::io::Result<TokioIo<UpstreamIo>> {
         let stream = TcpStream::connect((self.address.host.as_str(), self.address.port)).await?;
         stream.set_nodelay(true)?;
-        let io = match &self.tls {
-            None => UpstreamIo::Plain(stream),
+        let stream = match &self.tls {
+            None => Stream::Plain(stream),
             Some((config, name)) => {
                 let stream = TlsConnector::from(Arc::clone(config)).connect(name.clone(), stream).await?;
-                UpstreamIo::Tls(Box::new(stream))
+                Stream::Tls(Box::new(stream))
             }
         };
-        Ok(TokioIo::new(io))
+        Ok(TokioIo::new(UpstreamIo { stream, turn: Turn::default(), unflushed: Unflushed::default() }))
     }
 }
 
@@ -118,7 +121,52 @@ fn client_config(tls: &UpstreamTls) -> Result<rustls::ClientConfig, String> {
 
 /// A connection to an upstream.
 #[derive(Debug)]
-pub(super) enum UpstreamIo {
+pub(super) struct UpstreamIo {
+    stream: Stream,
+    turn: Turn,
+    unflushed: Unflushed,
+}
+
+/// Whether hyper has bytes that have not all gone to the kernel. It counts a request as sent once it has queued the last of
+/// it, and drops the queue when nobody holds its sender any more; but it flushes the stream only when the queue is empty.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Unflushed(Arc<Queue>);
+
+#[derive(Debug, Default)]
+struct Queue {
+    is_unflushed: AtomicBool,
+    flushed: AtomicWaker,
+}
+
+impl Unflushed {
+    /// Waits until everything is with the kernel.
+    pub(super) fn poll_flushed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let flushed = || !self.0.is_unflushed.load(Ordering::Acquire);
+        if flushed() {
+            return Poll::Ready(());
+        }
+        self.0.flushed.register(cx.waker());
+        if flushed() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn set(&self) {
+        self.0.is_unflushed.store(true, Ordering::Relaxed);
+    }
+
+    fn clear(&self) {
+        self.0.is_unflushed.store(false, Ordering::Release);
+        self.0.flushed.wake();
+    }
+}
+
+impl UpstreamIo {
+    pub(super) fn unflushed(&self) -> Unflushed {
+        self.unflushed.clone()
+    }
+}
+
+#[derive(Debug)]
+enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
@@ -129,18 +177,25 @@ impl AsyncRead for UpstreamIo {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
+        let this = self.get_mut();
+        ready!(this.turn.poll_take(cx));
+        let before = buf.filled().len();
+        let read = match &mut this.stream {
+            Stream::Plain(stream) => worker::poll_read_share(stream, cx, buf),
+            Stream::Tls(stream) => worker::poll_read_share(stream, cx, buf),
+        };
+        this.turn.count(buf.filled().len() - before);
+        read
     }
 }
 
 impl AsyncWrite for UpstreamIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        let this = self.get_mut();
+        this.unflushed.set();
+        match &mut this.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -149,30 +204,37 @@ impl AsyncWrite for UpstreamIo {
         cx: &mut Context<'_>,
         bufs: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        let this = self.get_mut();
+        this.unflushed.set();
+        match &mut this.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
+        match &self.stream {
+            Stream::Plain(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        let this = self.get_mut();
+        let flushed = match &mut this.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        };
+        if matches!(flushed, Poll::Ready(Ok(()))) {
+            this.unflushed.clear();
         }
+        flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut self.get_mut().stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -12,6 +12,19 @@ pub(super) struct Tracker {
     state: State,
     head: Vec<u8>,
     head_max: usize,
+    /// Heads that have ended.
+    heads: u64,
+}
+
+/// What comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// A request, if the client has one more.
+    BeforeHead,
+    /// The rest of a head that has begun.
+    InHead,
+    /// Content, or what this does not follow.
+    Elsewhere,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -30,30 +43,42 @@ enum State {
     Trailers {
         line: usize,
     },
-    /// HTTP/2, or something that hyper will refuse or end by itself.
+    /// A head that is refused, here or by hyper. Its connection ends; what else comes on it is not followed.
+    Refused,
+    /// HTTP/2.
     Off,
 }
 
 impl Tracker {
     pub(super) fn new(head_max: usize) -> Self {
-        Self { state: State::Head, head: Vec::new(), head_max }
+        Self { state: State::Head, head: Vec::new(), head_max, heads: 0 }
     }
 
-    /// Whether a head has begun and not ended.
-    pub(super) fn head_is_partial(&self) -> bool {
-        self.state == State::Head && !self.head.is_empty()
+    pub(super) fn place(&self) -> Place {
+        match self.state {
+            State::Head if self.head.is_empty() => Place::BeforeHead,
+            // One that is refused before its end may never get there.
+            State::Head | State::Refused => Place::InHead,
+            _ => Place::Elsewhere,
+        }
+    }
+
+    /// Heads that have ended so far.
+    pub(super) fn heads(&self) -> u64 {
+        self.heads
     }
 
     /// Follows the bytes; gives the first fault in them.
     pub(super) fn take_in(&mut self, mut bytes: &[u8]) -> Option<Fault> {
         while !bytes.is_empty() {
             match &mut self.state {
-                State::Off => return None,
+                State::Off | State::Refused => return None,
                 State::Head => {
                     let (rest, fault) = self.take_head(bytes);
                     bytes = rest;
                     if fault.is_some() {
-                        self.state = State::Off;
+                        self.head = Vec::new();
+                        self.state = State::Refused;
                         return fault;
                     }
                 }
@@ -117,8 +142,9 @@ impl Tracker {
         let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
         let mut request = httparse::Request::new(&mut []);
         let parsed = request.parse_with_uninit_headers(head, &mut headers);
+        self.heads += 1;
         if !matches!(parsed, Ok(httparse::Status::Complete(_))) {
-            self.state = State::Off;
+            self.state = State::Refused;
             return None;
         }
         let mut length = None;
@@ -160,7 +186,7 @@ impl Tracker {
             (State::Trailers { .. }, b'\n') => State::Trailers { line: 0 },
             (State::Trailers { line }, b'\r') => State::Trailers { line: *line },
             (State::Trailers { line }, _) => State::Trailers { line: line + 1 },
-            _ => State::Off,
+            _ => State::Refused,
         };
     }
 }
@@ -225,6 +251,26 @@ mod tests {
             inner.len()
         );
         assert_eq!(faults(chunked.as_bytes()), None);
+    }
+
+    /// What a client's time runs on: it must not be wound up by bytes that lead to no request.
+    #[test]
+    fn places_and_heads() {
+        let mut tracker = Tracker::new(1024);
+        let mut after = |bytes: &[u8]| {
+            tracker.take_in(bytes);
+            (tracker.place(), tracker.heads())
+        };
+        assert_eq!(after(b"\r\n\r\n"), (Place::BeforeHead, 0));
+        assert_eq!(after(b"GET / HT"), (Place::InHead, 0));
+        assert_eq!(after(b"TP/1.1\r\n\r\nGET /"), (Place::InHead, 1));
+        assert_eq!(after(b" HTTP/1.1\r\nContent-Length: 3\r\n\r\na"), (Place::Elsewhere, 2));
+        assert_eq!(after(b"bc"), (Place::BeforeHead, 2));
+        assert_eq!(after(format!("GET /{}", "x".repeat(2000)).as_bytes()), (Place::InHead, 2));
+        assert_eq!(after(b"and more of it"), (Place::InHead, 2));
+        let mut http2 = Tracker::new(1024);
+        http2.take_in(H2_PREFACE);
+        assert_eq!(http2.place(), Place::Elsewhere);
     }
 
     #[test]
