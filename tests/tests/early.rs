@@ -81,3 +81,8 @@ async fn assert_whole(answer: usize) {
 async fn a_long_answer_does_not_stop_the_upload_behind_it() {
     assert_whole(UPLOAD).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_answer_does_not_cut_the_upload_off() {
+    assert_whole(2).await;
+}
