@@ -1,6 +1,6 @@
 //! One's own service, asked by two or more ways in turns: without and with a sidecar, say.
 
-use crate::load::{self, Exchange, Http, Plan};
+use crate::load::{self, Connecting, Exchange, Http, Plan};
 use crate::machine::Noise;
 use crate::pairs::{Rules, Turns, interleave};
 use crate::section::{Section, Table};
@@ -30,6 +30,8 @@ pub struct Ask {
     pub connections: usize,
     /// Requests under way on each.
     pub streams: usize,
+    /// Whether they are kept.
+    pub connecting: Connecting,
     /// Whom to trust; else everybody that the machine trusts.
     pub ca: Option<PathBuf>,
     /// Before the clock starts.
@@ -61,6 +63,7 @@ impl Ask {
             http: self.http,
             connections: self.connections,
             streams: self.streams,
+            connecting: self.connecting,
             is_upload: self.is_upload,
             body: self.body,
             unit: if self.body < BULK_FROM { Unit::Requests } else { Unit::Megabytes },
@@ -92,6 +95,7 @@ impl Ask {
             http: self.http,
             connections: self.connections,
             streams: self.streams,
+            connecting: self.connecting,
             exchange: if self.is_upload {
                 Exchange::Put { path, body }
             } else {
@@ -180,6 +184,7 @@ mod tests {
             http: Http::One,
             connections: 2,
             streams: 1,
+            connecting: Connecting::Once,
             ca: None,
             warm_up: Duration::from_millis(10),
             measure: Duration::from_millis(80),

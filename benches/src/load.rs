@@ -47,6 +47,18 @@ pub enum Http {
     Two,
 }
 
+/// Whether a connection is kept for the next request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Connecting {
+    /// Kept; made again only if it is lost.
+    #[default]
+    Once,
+    /// Another for each request, with a whole handshake where it speaks TLS. Its latency has the connecting in it.
+    Anew,
+    /// As that, with TLS sessions that are resumed (RFC 8446, section 2.2).
+    Resumed,
+}
+
 /// What every connection does, over and over.
 #[derive(Clone, Debug)]
 pub enum Exchange {
@@ -81,6 +93,8 @@ pub struct Plan {
     pub connections: usize,
     /// Requests under way on each; more than one needs HTTP/2.
     pub streams: usize,
+    /// Whether they are kept; anything but [`Connecting::Once`] needs HTTP/1.1.
+    pub connecting: Connecting,
     /// What they do.
     pub exchange: Exchange,
     /// Before the clock starts.

@@ -26,6 +26,7 @@ mod run;
 mod server;
 mod stack;
 mod telemetry;
+mod tls;
 mod transform;
 mod upstream;
 mod worker;

@@ -9,6 +9,7 @@ pub(crate) use tls::acceptor;
 
 use crate::config::Limits;
 use crate::stack::{self, Serving, Totals};
+use crate::tls::TlsIo;
 use crate::{upstream, worker};
 use arc_swap::ArcSwap;
 use framing::FramedIo;
@@ -167,7 +168,7 @@ async fn serve_tls(
     shared: WorkerShared,
     watcher: hyper_util::server::graceful::Watcher,
 ) {
-    match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
+    match tokio::time::timeout(HANDSHAKE_MAX, TlsIo::accept(&acceptor, stream)).await {
         Ok(Ok(stream)) => serve_http(listener, stream, shared, watcher).await,
         Ok(Err(error)) => debug!(listener = listener.name, %error, "TLS handshake failed"),
         Err(_) => debug!(listener = listener.name, "TLS handshake took too long"),

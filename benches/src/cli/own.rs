@@ -20,6 +20,13 @@ enum Method {
     Put,
 }
 
+/// How each request gets a connection of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Reconnect {
+    Full,
+    Resumed,
+}
+
 /// What is asked of a service.
 #[derive(Debug, Args)]
 struct AskArguments {
@@ -36,6 +43,9 @@ struct AskArguments {
     /// Speaks HTTP/2, with so many requests under way on each connection
     #[arg(long, value_name = "STREAMS", value_parser = clap::value_parser!(u16).range(1..))]
     http2: Option<u16>,
+    /// A connection for each request, with a whole TLS handshake or a resumed session
+    #[arg(long, value_name = "HOW", conflicts_with = "http2")]
+    reconnect: Option<Reconnect>,
     /// The authority to trust for https, PEM [default: those that the machine trusts]
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
@@ -121,6 +131,11 @@ impl AskArguments {
             http: if self.http2.is_some() { load::Http::Two } else { load::Http::One },
             connections: usize::from(self.connections),
             streams: usize::from(self.http2.unwrap_or(1)),
+            connecting: match self.reconnect {
+                None => load::Connecting::Once,
+                Some(Reconnect::Full) => load::Connecting::Anew,
+                Some(Reconnect::Resumed) => load::Connecting::Resumed,
+            },
             ca: self.ca.clone(),
             warm_up: self.warm_up,
             measure: self.seconds,

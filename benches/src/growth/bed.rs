@@ -1,7 +1,7 @@
 //! Bridge, sidecar and upstream of its own, which the parts of this module stop, start and fill as they need.
 
 use super::wire::Wire;
-use crate::load::{Exchange, Http, Plan};
+use crate::load::{Connecting, Exchange, Http, Plan};
 use crate::machine::{Memory, Meter};
 use crate::systems::{Process, program};
 use crate::upstream::Upstream;
@@ -256,6 +256,7 @@ pub(super) fn load_plan(address: SocketAddr, cores: Cores, connections: usize, e
         http: Http::One,
         connections,
         streams: 1,
+        connecting: Connecting::Once,
         exchange,
         warm_up: Duration::from_millis(300),
         measure: Duration::from_secs(1),

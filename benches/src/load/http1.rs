@@ -1,11 +1,11 @@
 //! HTTP/1.1, as cheap as it gets: the request is rendered once, and of the response only what must be known is read.
 
-use super::block;
 use super::response::Response;
 use super::tally::Meter;
 use super::target::{Request, Target};
 use super::thread::YIELD_AFTER_BYTES;
 use super::wire::Wire;
+use super::{Connecting, block};
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use std::future::poll_fn;
@@ -40,13 +40,17 @@ impl Http1 {
     }
 
     pub(super) async fn ready(&mut self) -> anyhow::Result<()> {
-        if self.wire.is_none() {
+        // Where every request has a connection of its own, connecting is part of what is measured.
+        if self.wire.is_none() && self.target.connecting() == Connecting::Once {
             self.wire = Some(self.target.dial().await?);
         }
         Ok(())
     }
 
     pub(super) async fn exchange(&mut self, meter: &mut Meter) -> anyhow::Result<()> {
+        if self.target.connecting() != Connecting::Once {
+            self.wire = Some(self.target.dial().await?);
+        }
         let wire = self.wire.as_mut().context("the connection was not opened")?;
         let mut response = Response::new();
         let ended = match send(wire, &self.request, &mut response, meter).await {
@@ -54,7 +58,8 @@ impl Http1 {
             Err(error) => Err(error),
         };
         // A response in the middle of an upload leaves a connection that nothing more can be said on.
-        if ended.is_err() || !response.keeps_alive() {
+        let is_kept = response.keeps_alive() && self.target.connecting() == Connecting::Once;
+        if ended.is_err() || !is_kept {
             self.wire = None;
         }
         ended.and_then(|()| response.verdict(self.request.expected))

@@ -1,8 +1,9 @@
 //! Where connections go, and how they are made.
 
 use super::wire::{TLS_BUFFER_BYTES, Wire};
-use super::{Exchange, Http, Plan};
+use super::{Connecting, Exchange, Http, Plan};
 use anyhow::{Context as _, ensure};
+use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -29,6 +30,7 @@ pub(super) struct Target {
     host: String,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     http: Http,
+    connecting: Connecting,
     exchange: Exchange,
     spreads_sources: bool,
     dials: Cell<u32>,
@@ -51,11 +53,13 @@ impl Target {
     pub(super) fn of(plan: &Plan) -> anyhow::Result<Self> {
         ensure!(plan.connections > 0 && plan.streams > 0, "a load without connections or requests");
         ensure!(plan.streams == 1 || plan.http == Http::Two, "several requests under way need HTTP/2");
+        let is_kept = plan.connecting == Connecting::Once;
+        ensure!(is_kept || plan.http == Http::One, "a connection for each request needs HTTP/1.1");
         let tls = match &plan.ca {
             Some(ca) => {
                 let name = plan.host.split(':').next().unwrap_or_default().to_owned();
                 let name = ServerName::try_from(name).context("the host is no name for a certificate")?;
-                Some((connector(ca, plan.http)?, name))
+                Some((connector(ca, plan.http, plan.connecting)?, name))
             }
             None => None,
         };
@@ -65,14 +69,19 @@ impl Target {
             host: plan.host.clone(),
             tls,
             http: plan.http,
+            connecting: plan.connecting,
             exchange: plan.exchange.clone(),
-            spreads_sources: is_loopback && plan.connections > CONNECTIONS_WITHOUT_SOURCE,
+            spreads_sources: is_loopback && (!is_kept || plan.connections > CONNECTIONS_WITHOUT_SOURCE),
             dials: Cell::new(0),
         })
     }
 
     pub(super) fn http(&self) -> Http {
         self.http
+    }
+
+    pub(super) fn connecting(&self) -> Connecting {
+        self.connecting
     }
 
     /// The request of the connection `number`.
@@ -133,7 +142,7 @@ impl Target {
     }
 }
 
-fn connector(ca: &Path, http: Http) -> anyhow::Result<TlsConnector> {
+fn connector(ca: &Path, http: Http, connecting: Connecting) -> anyhow::Result<TlsConnector> {
     let mut roots = RootCertStore::empty();
     let reading = || format!("reading the authority {}", ca.display());
     for certificate in CertificateDer::pem_file_iter(ca).with_context(reading)? {
@@ -145,6 +154,9 @@ fn connector(ca: &Path, http: Http) -> anyhow::Result<TlsConnector> {
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();
+    if connecting == Connecting::Anew {
+        config.resumption = Resumption::disabled();
+    }
     config.alpn_protocols = match http {
         Http::One => vec![b"http/1.1".to_vec()],
         Http::Two => vec![b"h2".to_vec()],

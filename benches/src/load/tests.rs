@@ -2,7 +2,7 @@
 
 mod servers;
 
-use super::{Exchange, Http, IdleConnections, Plan, Sample, pace, run, run_together};
+use super::{Connecting, Exchange, Http, IdleConnections, Plan, Sample, pace, run, run_together};
 use servers::{Pki, http2, scripted, store};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -23,6 +23,7 @@ fn plan(address: SocketAddr, exchange: Exchange) -> Plan {
         http: Http::One,
         connections: 3,
         streams: 1,
+        connecting: Connecting::Once,
         exchange,
         warm_up: Duration::ZERO,
         measure: Duration::from_millis(200),
@@ -67,6 +68,9 @@ fn http1_with_tls() {
     for size in [1, 1_000_000] {
         assert_whole(&run(&secured(put("/objects/{n}", size))).unwrap(), size);
         assert_whole(&run(&secured(get("/objects/{n}", size))).unwrap(), size);
+    }
+    for connecting in [Connecting::Anew, Connecting::Resumed] {
+        assert_whole(&run(&Plan { connecting, ..secured(get("/plain/1", 1)) }).unwrap(), 1);
     }
     // Who presents another name is not spoken to.
     let mistaken = Plan { host: "example.org".into(), ..secured(get("/plain/1", 1)) };

@@ -53,7 +53,12 @@ impl Bed {
             }
             let mut roots = rustls::RootCertStore::empty();
             roots.add(rustls::pki_types::CertificateDer::from_pem_file(self.pki.ca())?)?;
-            let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let config = rustls::ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth();
             let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
             exchange(connector.connect("localhost".try_into()?, stream).await?, method, path, body).await
         };
@@ -200,6 +205,7 @@ fn http_2_where_it_is_offered() {
             http: Http::Two,
             connections: 2,
             streams: 10,
+            connecting: crate::load::Connecting::Once,
             exchange: Exchange::Put { path: "/objects/{n}".to_owned(), body: 10_000 },
             warm_up: Duration::from_millis(50),
             measure: Duration::from_millis(200),

@@ -143,8 +143,14 @@ impl Bed {
             if self.seeded.contains(&object) {
                 continue;
             }
-            let writer =
-                Part { is_upload: true, http: load::Http::One, connections: 1, streams: 1, ..part.clone() };
+            let writer = Part {
+                is_upload: true,
+                http: load::Http::One,
+                connections: 1,
+                streams: 1,
+                connecting: load::Connecting::Once,
+                ..part.clone()
+            };
             let exchange = Exchange::Put { path: self.path(system, part)?, body: part.body };
             let mut measure = SEED_FIRST;
             let mut written = None;
@@ -207,6 +213,7 @@ impl Bed {
             http: part.http,
             connections: part.connections,
             streams: part.streams,
+            connecting: part.connecting,
             exchange: if part.is_upload {
                 Exchange::Put { path, body }
             } else {

@@ -57,7 +57,8 @@ fn method(group: Group) -> String {
              direct figure."
         }
         Group::Tls => {
-            "TLS 1.3, connections kept open. Direct has TLS on its one connection, whichever side the others have it \
+            "TLS 1.3, connections kept open but in the rows of handshakes; there Keyway and the generator agree on \
+             X25519MLKEM768, and others on what their library has. Direct has TLS on its one connection, whichever side the others have it \
              on."
         }
     };

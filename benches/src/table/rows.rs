@@ -1,6 +1,6 @@
 //! The rows, as data.
 
-use crate::load::Http;
+use crate::load::{Connecting, Http};
 
 /// One workload, and who is compared in it.
 #[derive(Clone, Debug)]
@@ -58,6 +58,8 @@ pub struct Part {
     pub connections: usize,
     /// Requests under way on each connection.
     pub streams: usize,
+    /// Whether each request has a connection of its own.
+    pub connecting: Connecting,
     /// PUT rather than GET.
     pub is_upload: bool,
     /// Length of the bodies, in bytes.
@@ -98,7 +100,16 @@ fn everyone() -> Vec<&'static str> {
 /// GETs over HTTP/1.1.
 fn get(body: u64, connections: usize) -> Part {
     let unit = if body < MIB { Unit::Requests } else { Unit::Megabytes };
-    Part { label: "", http: Http::One, connections, streams: 1, is_upload: false, body, unit }
+    Part {
+        label: "",
+        http: Http::One,
+        connections,
+        streams: 1,
+        connecting: Connecting::Once,
+        is_upload: false,
+        body,
+        unit,
+    }
 }
 
 /// PUTs over HTTP/1.1.
@@ -191,6 +202,18 @@ fn tls() -> Vec<Row> {
             ("tls-client-down", "TLS towards the client: 64 MiB GET, 4 connections", three),
         ],
     );
+    let handshake = |name, what, connecting| Row {
+        tls: Tls { client: true, upstream: false },
+        ..row(name, what, Group::Tls, Part { connecting, ..get(KIB, 16) }, &TUNED)
+    };
+    let handshakes = [
+        handshake("tls-handshake", "A TLS handshake for each 1 KiB GET, 16 at a time", Connecting::Anew),
+        handshake(
+            "tls-resumed",
+            "A resumed TLS session for each 1 KiB GET, 16 at a time",
+            Connecting::Resumed,
+        ),
+    ];
     let [one, two, three] = parts();
     let upstream = on(
         false,
@@ -211,7 +234,7 @@ fn tls() -> Vec<Row> {
             ("tls-both-down", "TLS on both sides: 64 MiB GET, 4 connections", three),
         ],
     );
-    client.into_iter().chain(upstream).chain(both).collect()
+    client.into_iter().chain(handshakes).chain(upstream).chain(both).collect()
 }
 
 impl Group {
@@ -256,6 +279,7 @@ mod tests {
             assert_eq!(labels.len(), row.parts.len(), "{}", row.name);
             for part in &row.parts {
                 assert!(part.streams == 1 || part.http == Http::Two, "{}", row.name);
+                assert!(part.connecting == Connecting::Once || part.http == Http::One, "{}", row.name);
             }
         }
     }

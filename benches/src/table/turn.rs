@@ -108,7 +108,7 @@ fn cpu_price(part: &Part, sample: &Sample, busy: f64) -> (&'static str, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::Http;
+    use crate::load::{Connecting, Http};
     use hdrhistogram::Histogram;
 
     fn sample(requests: u64, failures: u64) -> Sample {
@@ -125,7 +125,16 @@ mod tests {
     }
 
     fn part(unit: Unit, label: &'static str) -> Part {
-        Part { label, http: Http::One, connections: 1, streams: 1, is_upload: false, body: 1000, unit }
+        Part {
+            label,
+            http: Http::One,
+            connections: 1,
+            streams: 1,
+            connecting: Connecting::Once,
+            is_upload: false,
+            body: 1000,
+            unit,
+        }
     }
 
     #[test]

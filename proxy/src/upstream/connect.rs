@@ -2,6 +2,7 @@
 
 use crate::config::UpstreamTls;
 use crate::pem;
+use crate::tls::{self, TlsIo};
 use crate::worker::{self, Turn};
 use futures_util::task::AtomicWaker;
 use http::{HeaderValue, Uri};
@@ -14,7 +15,6 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 /// An upstream can't be set up as configured.
 #[derive(Debug, thiserror::Error)]
@@ -91,8 +91,8 @@ impl Connector {
         let stream = match &self.tls {
             None => Stream::Plain(stream),
             Some((config, name)) => {
-                let stream = TlsConnector::from(Arc::clone(config)).connect(name.clone(), stream).await?;
-                Stream::Tls(Box::new(stream))
+                let connector = TlsConnector::from(Arc::clone(config));
+                Stream::Tls(Box::new(TlsIo::connect(&connector, name.clone(), stream).await?))
             }
         };
         Ok(TokioIo::new(UpstreamIo { stream, turn: Turn::default(), unflushed: Unflushed::default() }))
@@ -104,8 +104,7 @@ fn client_config(tls: &UpstreamTls) -> Result<rustls::ClientConfig, String> {
     for cert in pem::certificates(&tls.ca)? {
         roots.add(cert).map_err(|error| format!("{}: {error}", tls.ca.display()))?;
     }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
+    let builder = rustls::ClientConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .with_root_certificates(roots);
@@ -168,7 +167,7 @@ impl UpstreamIo {
 #[derive(Debug)]
 enum Stream {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsIo>),
 }
 
 impl AsyncRead for UpstreamIo {
