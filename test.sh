@@ -49,6 +49,9 @@ missing_packages() {
   have curl || echo curl
   { have nghttp && have h2load; } || echo nghttp2-client
   have jq || echo jq
+  compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || echo postgresql
+  have psql || echo postgresql-client
+  { have redis-server && have redis-cli; } || echo redis-server
   have valgrind || echo valgrind
   find_python >/dev/null || echo python3 python3-cryptography
 }

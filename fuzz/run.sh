@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 seconds=${1:?usage: fuzz/run.sh SECONDS [TARGET…]}
 shift
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(header_parse compact_open opener_splits seal_open_roundtrip)
+[ ${#targets[@]} -gt 0 ] || targets=(header_parse compact_open opener_splits seal_open_roundtrip stream_records)
 
 # libFuzzer is C++; its sources come with the crate libfuzzer-sys.
 if ! command -v c++ >/dev/null; then

@@ -77,6 +77,7 @@ pub fn all() -> Vec<Box<dyn System>> {
         Box::new(direct::Direct),
         Box::new(keyway::Sidecar::Sealing),
         Box::new(keyway::Sidecar::Passing),
+        Box::new(keyway::Sidecar::Pair),
         Box::new(nginx::Nginx::Installed),
         Box::new(nginx::Nginx::Tuned),
         Box::new(nginx::Nginx::TunedH2c),

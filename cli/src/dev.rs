@@ -102,22 +102,32 @@ async fn serve(args: &DevArgs, prepared: Prepared) -> Result<(), Failure> {
 fn check(args: &DevArgs) -> Result<(), Failure> {
     let later = |what: &str| {
         Err(Failure::Usage(format!(
-            "{what} comes in a later version; this one has --mode body and pass over --protocol http"
+            "{what} comes in a later version; this one has --mode body, json and pass over --protocol http, and --protocol tcp"
         )))
     };
     match args.mode {
-        Mode::Body | Mode::Pass => {}
-        Mode::Json => return later("--mode json"),
+        Mode::Json if args.field.is_empty() => {
+            let what =
+                "--mode json seals what --field selects; give at least one, such as --field '$.card.number'";
+            return Err(Failure::Usage(what.into()));
+        }
+        Mode::Body | Mode::Json | Mode::Pass => {}
         Mode::Grpc => return later("--mode grpc"),
         Mode::Websocket => return later("--mode websocket"),
     }
     match args.protocol {
         Protocol::Http => {}
         Protocol::S3 => return later("--protocol s3"),
-        Protocol::Tcp => return later("--protocol tcp"),
+        Protocol::Tcp if args.mode != Mode::Body => {
+            return Err(Failure::Usage("--protocol tcp seals all that is said: --mode body".into()));
+        }
+        Protocol::Tcp if args.upstream.is_none() => {
+            return Err(Failure::Usage("--protocol tcp needs --upstream tcp://HOST:PORT".into()));
+        }
+        Protocol::Tcp => {}
     }
-    if !args.field.is_empty() {
-        return later("--field");
+    if args.mode != Mode::Json && !args.field.is_empty() {
+        return Err(Failure::Usage("--field is for --mode json".into()));
     }
     if args.s3_credentials.is_some() {
         return later("--s3-credentials");
@@ -125,9 +135,14 @@ fn check(args: &DevArgs) -> Result<(), Failure> {
     if args.workers == Some(0) {
         return Err(Failure::Usage("--workers 0 would serve nobody".into()));
     }
-    let upstream = args.upstream.as_deref().unwrap_or("http://");
-    if !upstream.starts_with("http://") && !upstream.starts_with("https://") {
-        return Err(Failure::Usage(format!("--upstream {upstream:?} is neither http:// nor https://")));
+    let is_tcp = args.protocol == Protocol::Tcp;
+    let fits = |upstream: &str| match is_tcp {
+        true => upstream.starts_with("tcp://"),
+        false => upstream.starts_with("http://") || upstream.starts_with("https://"),
+    };
+    if let Some(upstream) = args.upstream.as_deref().filter(|upstream| !fits(upstream)) {
+        let wanted = if is_tcp { "not tcp://HOST:PORT" } else { "neither http:// nor https://" };
+        return Err(Failure::Usage(format!("--upstream {upstream:?} is {wanted}")));
     }
     for (flag, name) in [("--zone", &args.zone), ("--keyring", &args.keyring)] {
         let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';

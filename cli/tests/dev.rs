@@ -308,9 +308,12 @@ fn what_cannot_start_says_why() {
     let base = ["dev", "--data-dir", data_dir.to_str().unwrap()];
     for (more, code, says) in [
         (&["--listen", &taken][..], 1, "choose another address with --listen"),
-        (&["--mode", "json", "--field", "$.x"], 2, "comes in a later version"),
+        (&["--mode", "json"], 2, "give at least one"),
+        (&["--field", "$.x"], 2, "--field is for --mode json"),
         (&["--mode", "grpc"], 2, "comes in a later version"),
-        (&["--protocol", "tcp"], 2, "comes in a later version"),
+        (&["--protocol", "tcp"], 2, "needs --upstream tcp://HOST:PORT"),
+        (&["--protocol", "tcp", "--upstream", "http://a"], 2, "is not tcp://HOST:PORT"),
+        (&["--upstream", "tcp://a:1"], 2, "is neither http:// nor https://"),
         (&["--protocol", "s3"], 2, "comes in a later version"),
         (&["--pair"], 2, "--upstream"),
         (&["--upstream", "ftp://x"], 2, "neither http:// nor https://"),

@@ -9,18 +9,18 @@ use aes_gcm::aead::{AeadInOut, KeyInit, inout::InOutBuf};
 use core::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// ``AES-256-GCM[key](nonce, no associated data)`` over one segment, out of place.
+/// ``AES-256-GCM[key](nonce, associated data)`` over one segment or record, out of place.
 ///
 /// A nonce is used once per key: callers hand in base nonce ⊕ index and never repeat an index.
 pub trait SegmentKey: Send + Sync {
     /// Writes ciphertext ‖ tag; `out` is exactly 16 bytes longer than `plain`.
-    fn seal(&self, nonce: [u8; 12], plain: &[u8], out: &mut [u8]);
+    fn seal(&self, nonce: [u8; 12], aad: &[u8], plain: &[u8], out: &mut [u8]);
 
     /// Writes the plaintext; `out` is exactly 16 bytes shorter than `sealed`.
     ///
     /// # Errors
     /// [`OpenError::Tag`], with `out` wiped.
-    fn open(&self, nonce: [u8; 12], sealed: &[u8], out: &mut [u8]) -> Result<(), OpenError>;
+    fn open(&self, nonce: [u8; 12], aad: &[u8], sealed: &[u8], out: &mut [u8]) -> Result<(), OpenError>;
 }
 
 /// An AES-256-GCM implementation.
@@ -65,13 +65,13 @@ impl Implementation {
         KNOWN_ANSWERS.iter().all(|answer| {
             let key = self.key(&answer.key);
             let mut sealed = vec![0; answer.plain.len() + TAG];
-            key.seal(answer.nonce, answer.plain, &mut sealed);
+            key.seal(answer.nonce, &[], answer.plain, &mut sealed);
             let mut opened = vec![0; answer.plain.len()];
-            let opens = key.open(answer.nonce, &sealed, &mut opened).is_ok() && opened == answer.plain;
+            let opens = key.open(answer.nonce, &[], &sealed, &mut opened).is_ok() && opened == answer.plain;
             let refuses = [0, sealed.len() - 1].iter().all(|&at| {
                 let mut changed = sealed.clone();
                 changed[at] ^= 1;
-                key.open(answer.nonce, &changed, &mut opened).is_err() && opened.iter().all(|&b| b == 0)
+                key.open(answer.nonce, &[], &changed, &mut opened).is_err() && opened.iter().all(|&b| b == 0)
             });
             sealed[..answer.plain.len()] == *answer.cipher
                 && sealed[answer.plain.len()..] == answer.tag
@@ -134,8 +134,8 @@ pub fn select(mut now: impl FnMut() -> u64) -> Result<[Measured; 3], NoneUsable>
         for (measured, key) in found.iter_mut().zip(&keys).filter(|(measured, _)| measured.passes) {
             let before = now();
             // A throw-away key and buffer: the nonce rule holds even so.
-            key.seal([round; 12], &plain, &mut sealed);
-            let opens = key.open([round; 12], &sealed, &mut plain).is_ok();
+            key.seal([round; 12], &[], &plain, &mut sealed);
+            let opens = key.open([round; 12], &[], &sealed, &mut plain).is_ok();
             let took = now().saturating_sub(before);
             measured.passes &= opens;
             measured.ticks_per_segment = measured.ticks_per_segment.min(took);
@@ -157,19 +157,19 @@ impl AwsLcKey {
 }
 
 impl SegmentKey for AwsLcKey {
-    fn seal(&self, nonce: [u8; 12], plain: &[u8], out: &mut [u8]) {
+    fn seal(&self, nonce: [u8; 12], aad: &[u8], plain: &[u8], out: &mut [u8]) {
         use aws_lc_rs::aead::{Aad, Nonce};
         // Out of place: the plaintext goes in as "extra input", nothing is sealed in place.
         self.0
-            .seal_in_place_scatter(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut [], plain, out)
+            .seal_in_place_scatter(Nonce::assume_unique_for_key(nonce), Aad::from(aad), &mut [], plain, out)
             .expect("lengths are those that the trait asks for");
     }
 
-    fn open(&self, nonce: [u8; 12], sealed: &[u8], out: &mut [u8]) -> Result<(), OpenError> {
+    fn open(&self, nonce: [u8; 12], aad: &[u8], sealed: &[u8], out: &mut [u8]) -> Result<(), OpenError> {
         use aws_lc_rs::aead::{Aad, Nonce};
         let (cipher, tag) = sealed.split_at(sealed.len() - TAG);
         self.0
-            .open_separate_gather(Nonce::assume_unique_for_key(nonce), Aad::empty(), cipher, tag, out)
+            .open_separate_gather(Nonce::assume_unique_for_key(nonce), Aad::from(aad), cipher, tag, out)
             .map_err(|_| refuse(out))
     }
 }
@@ -185,24 +185,24 @@ impl RingKey {
 }
 
 impl SegmentKey for RingKey {
-    fn seal(&self, nonce: [u8; 12], plain: &[u8], out: &mut [u8]) {
+    fn seal(&self, nonce: [u8; 12], aad: &[u8], plain: &[u8], out: &mut [u8]) {
         use ring::aead::{Aad, Nonce};
         let (cipher, tag) = out.split_at_mut(plain.len());
         cipher.copy_from_slice(plain);
         let made = self
             .0
-            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), cipher)
+            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(aad), cipher)
             .expect("a segment is far below GCM's limit");
         tag.copy_from_slice(made.as_ref());
     }
 
-    fn open(&self, nonce: [u8; 12], sealed: &[u8], out: &mut [u8]) -> Result<(), OpenError> {
+    fn open(&self, nonce: [u8; 12], aad: &[u8], sealed: &[u8], out: &mut [u8]) -> Result<(), OpenError> {
         use ring::aead::{Aad, Nonce, Tag};
         let (cipher, tag) = sealed.split_at(sealed.len() - TAG);
         out.copy_from_slice(cipher);
         let tag = Tag::try_from(tag).map_err(|_| OpenError::Tag)?;
         self.0
-            .open_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), tag, out, 0..)
+            .open_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(aad), tag, out, 0..)
             .map(|_| ())
             .map_err(|_| refuse(out))
     }
@@ -211,21 +211,21 @@ impl SegmentKey for RingKey {
 struct RustCryptoKey(Box<aes_gcm::Aes256Gcm>);
 
 impl SegmentKey for RustCryptoKey {
-    fn seal(&self, nonce: [u8; 12], plain: &[u8], out: &mut [u8]) {
+    fn seal(&self, nonce: [u8; 12], aad: &[u8], plain: &[u8], out: &mut [u8]) {
         let (cipher, tag) = out.split_at_mut(plain.len());
         let buffer = InOutBuf::new(plain, cipher).expect("lengths are those that the trait asks for");
         let made = self
             .0
-            .encrypt_inout_detached((&nonce).into(), &[], buffer)
+            .encrypt_inout_detached((&nonce).into(), aad, buffer)
             .expect("a segment is far below GCM's limit");
         tag.copy_from_slice(&made);
     }
 
-    fn open(&self, nonce: [u8; 12], sealed: &[u8], out: &mut [u8]) -> Result<(), OpenError> {
+    fn open(&self, nonce: [u8; 12], aad: &[u8], sealed: &[u8], out: &mut [u8]) -> Result<(), OpenError> {
         let (cipher, tag) = sealed.split_at(sealed.len() - TAG);
         let Some(tag) = tag.first_chunk::<TAG>() else { return Err(OpenError::Tag) };
         let opened = match InOutBuf::new(cipher, out) {
-            Ok(buffer) => self.0.decrypt_inout_detached((&nonce).into(), &[], buffer, tag.into()).is_ok(),
+            Ok(buffer) => self.0.decrypt_inout_detached((&nonce).into(), aad, buffer, tag.into()).is_ok(),
             Err(_) => false,
         };
         if opened { Ok(()) } else { Err(refuse(out)) }

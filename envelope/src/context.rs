@@ -3,6 +3,7 @@
 //! `context = "keyway/v1" ‖ 0x00 ‖ DEK id ‖ SHA-256(label ‖ TLV)`, where TLV is tag u8 ‖ length u32 ‖ value with
 //! strictly ascending tags. A part that is absent has no entry: absent is not empty.
 
+use crate::header::SALT;
 use crate::ids::DekId;
 use sha2::{Digest, Sha256};
 
@@ -16,6 +17,8 @@ pub enum Profile {
     Object,
     /// A field of a document: those, and the field's path.
     Field,
+    /// One direction of a connection between two sidecars.
+    Stream,
     /// A known answer that a bridge hands to its members. Never on a route.
     KnownAnswer,
 }
@@ -27,6 +30,7 @@ impl Profile {
         match self {
             Self::Object => 1,
             Self::Field => 2,
+            Self::Stream => 3,
             Self::KnownAnswer => 0x7F,
         }
     }
@@ -37,6 +41,7 @@ impl Profile {
         Some(match byte {
             1 => Self::Object,
             2 => Self::Field,
+            3 => Self::Stream,
             0x7F => Self::KnownAnswer,
             _ => return None,
         })
@@ -76,6 +81,10 @@ pub struct Context<'a> {
     pub object_id: Option<&'a str>,
     /// The content type, where the route binds it.
     pub content_type: Option<&'a str>,
+    /// Of a stream: what the other side has said before, so that neither can be played again.
+    pub peer_salt: Option<&'a [u8; SALT]>,
+    /// Of keys that follow others in a stream: what came before.
+    pub chain: Option<&'a [u8; 32]>,
 }
 
 impl<'a> Context<'a> {
@@ -91,6 +100,8 @@ impl<'a> Context<'a> {
             field: None,
             object_id: None,
             content_type: None,
+            peer_salt: None,
+            chain: None,
         }
     }
 
@@ -103,7 +114,7 @@ impl<'a> Context<'a> {
             Direction::Response => 2,
         }];
         let profile = [self.profile.to_byte()];
-        let entries: [(u8, Option<&[u8]>); 8] = [
+        let entries: [(u8, Option<&[u8]>); 10] = [
             (1, Some(self.zone.as_bytes())),
             (2, self.tenant.map(str::as_bytes)),
             (3, Some(self.domain.as_bytes())),
@@ -112,6 +123,8 @@ impl<'a> Context<'a> {
             (6, self.field.map(str::as_bytes)),
             (7, self.object_id.map(str::as_bytes)),
             (8, self.content_type.map(str::as_bytes)),
+            (9, self.peer_salt.map(|salt| &salt[..])),
+            (10, self.chain.map(|chain| &chain[..])),
         ];
         let mut hash = Sha256::new();
         hash.update(LABEL);

@@ -41,6 +41,12 @@ pub enum SealError {
     /// The message would exceed 2^38 segments (C2SP chunked-encryption, "Message chunking").
     #[error("message is longer than 4 PiB - 1 byte")]
     TooLong,
+    /// A stream has used its keys up: it needs others first.
+    #[error("the stream's keys are used up")]
+    KeysUsedUp,
+    /// A stream has ended.
+    #[error("the stream has ended")]
+    Ended,
     /// The output slice can't hold what has to be written at once.
     #[error("output buffer is smaller than one sealed segment")]
     OutputTooSmall,
@@ -65,6 +71,9 @@ pub enum OpenError {
     /// More than 2^38 segments, or more than the range that was planned.
     #[error("could not be opened")]
     TooLong,
+    /// A record that may not stand here: behind the end, or data where new keys are due.
+    #[error("could not be opened")]
+    Order,
     /// A caller's mistake: the output slice can't hold what has to be written at once.
     #[error("output buffer is smaller than one segment")]
     OutputTooSmall,
@@ -80,6 +89,7 @@ impl OpenError {
             Self::Truncated => "truncated",
             Self::Poisoned => "poisoned",
             Self::TooLong => "too_long",
+            Self::Order => "order",
             Self::OutputTooSmall => "output_too_small",
         }
     }

@@ -1,5 +1,6 @@
 //! The 160 bytes in front of every object: prefix, key block, salt, commitment.
 
+use crate::context::Profile;
 use crate::error::FormatError;
 use crate::ids::{DekId, KekRef};
 use crate::length::HEADER;
@@ -226,7 +227,7 @@ pub fn kwp_context(aad: &[u8]) -> [u8; 16] {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Which context the opener has to rebuild.
-    pub profile: crate::context::Profile,
+    pub profile: Profile,
     /// Which DEK, and how to get it.
     pub key_block: KeyBlock,
     /// Random, once per message.
@@ -270,7 +271,10 @@ impl Header {
         if bytes[6] != 0 {
             return Err(FormatError::Flags(bytes[6]));
         }
-        let profile = crate::context::Profile::from_byte(bytes[7]).ok_or(FormatError::Profile(bytes[7]))?;
+        // A stream is no object: its set-up has a suite of its own.
+        let profile = Profile::from_byte(bytes[7])
+            .filter(|profile| *profile != Profile::Stream)
+            .ok_or(FormatError::Profile(bytes[7]))?;
         let mut block = [0; KeyBlock::LEN];
         block.copy_from_slice(&bytes[8..104]);
         let mut salt = [0; SALT];

@@ -11,18 +11,22 @@
 //! - [`seal`] and [`open`]: the streaming state machines.
 //! - [`length`]: sealed length from plain length, the way back, and ranges.
 //! - [`compact`]: the short form for fields and messages.
+//! - [`field`]: that as the value of a JSON field.
+//! - [`stream`]: records, for connections that live long.
 
 pub mod aead;
 pub mod compact;
 pub mod context;
 pub mod dek;
 mod error;
+pub mod field;
 pub mod header;
 mod ids;
 pub mod length;
 mod locked;
 pub mod open;
 pub mod seal;
+pub mod stream;
 
 pub use aead::Implementation;
 pub use context::{Context, ContextDigest, Direction, Profile};

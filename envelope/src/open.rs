@@ -158,7 +158,7 @@ impl Opener {
             self.pending.extend_from_slice(rest);
             &self.pending
         };
-        self.key.open(nonce, sealed, &mut out[held..held + plain])?;
+        self.key.open(nonce, &[], sealed, &mut out[held..held + plain])?;
         out[..held].copy_from_slice(&self.held[..held]);
         Ok(held + plain)
     }
@@ -168,7 +168,7 @@ impl Opener {
         let nonce = self.next_nonce()?;
         let held = self.held_len;
         let sealed = sealed.unwrap_or(&self.pending);
-        if let Err(error) = self.key.open(nonce, sealed, &mut out[held..held + SEGMENT]) {
+        if let Err(error) = self.key.open(nonce, &[], sealed, &mut out[held..held + SEGMENT]) {
             self.poisoned = true;
             return Err(error);
         }

@@ -52,7 +52,7 @@ impl Sealer {
                     return Ok(done);
                 }
                 let nonce = self.next_nonce()?;
-                self.key.seal(nonce, &rest[..SEGMENT], &mut out[done.produced..][..SEALED_SEGMENT]);
+                self.key.seal(nonce, &[], &rest[..SEGMENT], &mut out[done.produced..][..SEALED_SEGMENT]);
                 done.consumed += SEGMENT;
                 done.produced += SEALED_SEGMENT;
                 continue;
@@ -68,7 +68,7 @@ impl Sealer {
                 return Ok(done);
             }
             let nonce = self.next_nonce()?;
-            self.key.seal(nonce, &self.pending, &mut out[done.produced..][..SEALED_SEGMENT]);
+            self.key.seal(nonce, &[], &self.pending, &mut out[done.produced..][..SEALED_SEGMENT]);
             wipe(&mut self.pending);
             done.produced += SEALED_SEGMENT;
         }
@@ -90,10 +90,10 @@ impl Sealer {
         let nonce = self.next_nonce()?;
         let out = &mut out[..plain + TAG];
         if self.pending.is_empty() {
-            self.key.seal(nonce, rest, out);
+            self.key.seal(nonce, &[], rest, out);
         } else {
             self.pending.extend_from_slice(rest);
-            self.key.seal(nonce, &self.pending, out);
+            self.key.seal(nonce, &[], &self.pending, out);
         }
         Ok(plain + TAG)
     }

@@ -63,6 +63,8 @@ impl Parts {
             field: self.field.as_deref(),
             object_id: self.object_id.as_deref(),
             content_type: self.content_type.as_deref(),
+            peer_salt: None,
+            chain: None,
         }
     }
 }

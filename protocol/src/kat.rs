@@ -102,6 +102,8 @@ fn context(zone: &str) -> ContextDigest {
         field: None,
         object_id: None,
         content_type: None,
+        peer_salt: None,
+        chain: None,
     };
     context.digest()
 }

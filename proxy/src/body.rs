@@ -4,6 +4,7 @@
 //! frame per body, and a slow reader slows its writer.
 
 pub(crate) mod digest;
+pub(crate) mod held;
 pub(crate) mod open;
 pub(crate) mod seal;
 pub(crate) mod source;
@@ -13,6 +14,7 @@ pub(crate) use seal::SealBody;
 pub(crate) use source::Source;
 
 use bytes::Bytes;
+use futures_util::stream::Stream;
 use http_body::{Body, Frame, SizeHint};
 use keyway_envelope::OpenError;
 use keyway_keycache::KeyError;
@@ -55,6 +57,37 @@ pub enum BodyError {
     /// Not what the client's digest header said.
     #[error("the body does not match its {0} header")]
     Digest(&'static str),
+    /// A JSON document that can't be taken.
+    #[error("a JSON document cannot be taken: {flaw}")]
+    Json {
+        /// Why not; nothing of its content.
+        flaw: String,
+        /// Whose.
+        from_upstream: bool,
+    },
+    /// A field did not open.
+    #[error("a sealed field could not be opened")]
+    Field {
+        /// For the metric.
+        reason: &'static str,
+        /// Whose body.
+        from_upstream: bool,
+    },
+    /// A field that should be sealed is not.
+    #[error("a field that this route seals is not sealed")]
+    Plaintext {
+        /// Whose body.
+        from_upstream: bool,
+    },
+    /// A field that is to be sealed is sealed.
+    #[error("a field is sealed already")]
+    AlreadySealed {
+        /// Whose body.
+        from_upstream: bool,
+    },
+    /// Bodies that are held whole take all the memory that they may.
+    #[error("too much is under way")]
+    Overloaded,
     /// The key's limit was reached in the middle of the body.
     #[error("{0}")]
     Key(KeyError),
@@ -75,8 +108,10 @@ impl BodyError {
     }
 }
 
+/// Frames that are made one after the other.
+pub(crate) type Frames = Pin<Box<dyn Stream<Item = Result<Frame<Bytes>, BodyError>> + Send>>;
+
 /// Any body that goes through the proxy.
-#[derive(Debug)]
 pub enum ProxyBody {
     /// Nothing.
     Empty,
@@ -91,6 +126,22 @@ pub enum ProxyBody {
     /// Being opened.
     #[doc(hidden)]
     Open(Box<OpenBody>),
+    /// Made piece by piece.
+    #[doc(hidden)]
+    Frames(Frames),
+}
+
+impl std::fmt::Debug for ProxyBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Empty => "Empty",
+            Self::Full(_) => "Full",
+            Self::Source(_) => "Source",
+            Self::Seal(_) => "Seal",
+            Self::Open(_) => "Open",
+            Self::Frames(_) => "Frames",
+        })
+    }
 }
 
 impl ProxyBody {
@@ -113,6 +164,7 @@ impl Body for ProxyBody {
             Self::Source(source) => source.poll_frame(cx),
             Self::Seal(body) => body.poll_frame(cx),
             Self::Open(body) => body.poll_frame(cx),
+            Self::Frames(frames) => frames.as_mut().poll_next(cx),
         }
     }
 
@@ -123,6 +175,7 @@ impl Body for ProxyBody {
             Self::Source(source) => source.is_end_stream(),
             Self::Seal(body) => body.is_end_stream(),
             Self::Open(body) => body.is_end_stream(),
+            Self::Frames(_) => false,
         }
     }
 
@@ -133,6 +186,7 @@ impl Body for ProxyBody {
             Self::Source(source) => source.size_hint(),
             Self::Seal(body) => body.size_hint(),
             Self::Open(body) => body.size_hint(),
+            Self::Frames(_) => SizeHint::default(),
         }
     }
 }

@@ -143,7 +143,7 @@ pub struct Listener {
     /// Which way to seal.
     #[serde(default)]
     pub role: Role,
-    /// `http://host:port` or `https://host:port`.
+    /// `http://host:port` or `https://host:port`; with protocol tcp, `tcp://host:port`.
     pub upstream: String,
     /// TLS towards clients.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -167,7 +167,7 @@ pub enum Protocol {
     Http,
     /// S3. Not available yet.
     S3,
-    /// Plain TCP. Not available yet.
+    /// TCP, between a sidecar of either role.
     Tcp,
 }
 
@@ -227,6 +227,9 @@ pub struct RouteConfig {
     pub domain: Option<String>,
     /// What is done with bodies.
     pub mode: Mode,
+    /// What is sealed of each document. Needed in mode json, and only there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fields: Vec<FieldConfig>,
     /// What else is bound into envelopes.
     #[serde(default)]
     pub context: ContextConfig,
@@ -262,7 +265,7 @@ impl Default for Match {
 pub enum Mode {
     /// Whole bodies are sealed.
     Body,
-    /// Fields of JSON documents. Not available yet.
+    /// Fields of JSON documents are sealed, the rest passes as it is.
     Json,
     /// gRPC messages. Not available yet.
     Grpc,
@@ -270,6 +273,24 @@ pub enum Mode {
     Websocket,
     /// Nothing: bodies pass as they are.
     Pass,
+}
+
+/// Values of JSON documents.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FieldConfig {
+    /// Which: JSONPath (RFC 9535).
+    pub select: String,
+    /// Writes the wrapped DEK into each value, 72 bytes more, so that HSM and document alone recover it. Without it, the
+    /// bridge's catalog has the wrap.
+    #[serde(default)]
+    pub inline: bool,
+    /// Adds a blind index. Not available yet.
+    #[serde(default)]
+    pub searchable: bool,
+    /// Seals with AES-SIV. Not available yet.
+    #[serde(default)]
+    pub deterministic: bool,
 }
 
 /// What else is bound.

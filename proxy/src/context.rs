@@ -2,7 +2,8 @@
 
 use crate::error::ProxyError;
 use http::{HeaderMap, HeaderName};
-use keyway_envelope::{Context, ContextDigest};
+use keyway_envelope::stream::{StreamContext, Way};
+use keyway_envelope::{Context, ContextDigest, Profile};
 
 /// Longest tenant name, in bytes. It becomes part of a key's identity, so it is bounded.
 const TENANT_MAX: usize = 128;
@@ -53,6 +54,23 @@ impl RouteContext {
             Some(TenantSource::Header(_)) => None,
         };
         Self { zone: zone.to_owned(), domain: domain.to_owned(), tenant, fixed }
+    }
+
+    /// The context of a field of a document: `path` is its place (RFC 6901, with `*` for indices).
+    pub(crate) fn field(&self, request: &RequestContext, path: &str) -> ContextDigest {
+        let tenant = (!request.tenant.is_empty()).then_some(&*request.tenant);
+        let object = Context::object(&self.zone, tenant, &self.domain);
+        Context { profile: Profile::Field, field: Some(path), ..object }.digest()
+    }
+
+    /// The context of one direction of a connection.
+    pub(crate) fn stream(&self, request: &RequestContext, way: Way) -> StreamContext {
+        StreamContext {
+            zone: self.zone.clone(),
+            tenant: (!request.tenant.is_empty()).then(|| request.tenant.to_string()),
+            domain: self.domain.clone(),
+            way,
+        }
     }
 
     /// # Errors

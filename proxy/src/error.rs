@@ -52,6 +52,28 @@ pub enum ProxyError {
     /// Too much of something.
     #[error("the body is too large")]
     TooLarge,
+    /// A body that is not what the route seals fields of.
+    #[error(
+        "this route takes JSON: Content-Type application/json, …+json or application/x-ndjson, UTF-8, no Content-Encoding"
+    )]
+    MediaType,
+    /// A JSON document that can't be taken.
+    #[error("the JSON body cannot be taken: {flaw}")]
+    Json {
+        /// Why not; nothing of its content.
+        flaw: String,
+        /// Whether the upstream sent it (else the client did).
+        from_upstream: bool,
+    },
+    /// A value that is to be sealed is sealed already.
+    #[error("a field of the body is sealed already; sealing it twice would hide it from its readers")]
+    AlreadySealed {
+        /// Whether the upstream sent it (else the client did).
+        from_upstream: bool,
+    },
+    /// Too much at once.
+    #[error("too much is under way; try again")]
+    Overloaded,
     /// A range beyond the object.
     #[error("the range lies outside the object")]
     RangeUnsatisfiable {
@@ -104,6 +126,12 @@ impl ProxyError {
             Self::Key(KeyError::NotAllowed) => (StatusCode::FORBIDDEN, "key-denied"),
             Self::Key(_) => (StatusCode::SERVICE_UNAVAILABLE, "key-unavailable"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
+            Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "media-type"),
+            Self::Json { from_upstream: true, .. } => (StatusCode::BAD_GATEWAY, "json-invalid"),
+            Self::Json { .. } => (StatusCode::BAD_REQUEST, "json-invalid"),
+            Self::AlreadySealed { from_upstream: true } => (StatusCode::BAD_GATEWAY, "already-sealed"),
+            Self::AlreadySealed { .. } => (StatusCode::BAD_REQUEST, "already-sealed"),
+            Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
             Self::RangeUnsatisfiable { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "range-unsatisfiable"),
             Self::DigestMismatch(_) => (StatusCode::BAD_REQUEST, "digest-mismatch"),
             Self::DigestMalformed(_) => (StatusCode::BAD_REQUEST, "digest-malformed"),
@@ -145,7 +173,9 @@ impl ProxyError {
         }
         match self {
             Self::Key(KeyError::NotAllowed) => {}
-            Self::Key(_) => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("1"))),
+            Self::Key(_) | Self::Overloaded => {
+                drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("1")));
+            }
             Self::RangeUnsatisfiable { plain_len } => {
                 if let Ok(value) = HeaderValue::from_str(&format!("bytes */{plain_len}")) {
                     headers.insert(CONTENT_RANGE, value);
@@ -175,6 +205,19 @@ impl ProxyError {
             BodyError::Length { from_upstream } => {
                 Self::OpenFailed { reason: OpenError::Truncated.reason(), from_upstream: *from_upstream }
             }
+            BodyError::Json { flaw, from_upstream } => {
+                Self::Json { flaw: flaw.clone(), from_upstream: *from_upstream }
+            }
+            BodyError::Field { reason, from_upstream } => {
+                Self::OpenFailed { reason, from_upstream: *from_upstream }
+            }
+            BodyError::Plaintext { from_upstream } => {
+                Self::PlaintextRefused { from_upstream: *from_upstream }
+            }
+            BodyError::AlreadySealed { from_upstream } => {
+                Self::AlreadySealed { from_upstream: *from_upstream }
+            }
+            BodyError::Overloaded => Self::Overloaded,
             BodyError::Digest(name) => Self::DigestMismatch(name),
             BodyError::Key(error) => Self::Key(*error),
             BodyError::TooLarge => Self::TooLarge,

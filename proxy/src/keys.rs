@@ -33,6 +33,16 @@ impl Keys {
         self.settle(lookup).await
     }
 
+    /// Whether what `block` leads to may still be opened: the right and the lease that [`Keys::open`] asks for.
+    pub(crate) fn may_open(&self, protection: &Protection, block: &KeyBlock) -> Result<(), KeyError> {
+        look(protection.slot, |keyring| keyring.check_open(block, self.cache.now()))
+    }
+
+    /// The short form of a DEK's block.
+    pub(crate) fn reference(&self, dek: &Arc<CachedDek>) -> KeyBlock {
+        self.cache.reference(dek)
+    }
+
     /// The DEK behind a block found in an envelope.
     pub(crate) async fn open(
         &self,

@@ -7,6 +7,7 @@ pub use path::PathPattern;
 use crate::config::{self, Mode, OnPlaintext, RouteConfig};
 use crate::context::{RouteContext, TenantSource};
 use crate::error::ProxyError;
+use crate::json::Fields;
 use crate::telemetry::{RouteMetrics, Telemetry};
 use http::Method;
 use keyway_keycache::{KeyCache, KeyringName, KeyringSlot};
@@ -18,6 +19,17 @@ use std::time::{Duration, SystemTime};
 pub(crate) enum RouteMode {
     Pass,
     Body(Protection),
+    Json(Protection, Fields),
+}
+
+impl RouteMode {
+    /// What a route of mode json seals, and how.
+    pub(crate) fn json(&self) -> Option<(&Protection, &Fields)> {
+        match self {
+            Self::Json(protection, fields) => Some((protection, fields)),
+            _ => None,
+        }
+    }
 }
 
 /// How a protected route seals and opens.
@@ -73,6 +85,12 @@ impl RouteTable {
         Ok(Self { routes, protects, unrouted: telemetry.route(&listener.name, "none") })
     }
 
+    /// Its only route.
+    pub(crate) fn only(self) -> Option<Arc<Route>> {
+        let mut routes = self.routes.into_iter();
+        routes.next().filter(|_| routes.next().is_none())
+    }
+
     /// The first route that takes the request.
     ///
     /// # Errors
@@ -100,6 +118,10 @@ impl Route {
     ) -> Result<Self, String> {
         let mode = match config.mode {
             Mode::Pass => RouteMode::Pass,
+            Mode::Json => {
+                let fields = Fields::parse(&config.fields)?;
+                RouteMode::Json(Protection::build(config, cache)?, fields)
+            }
             _ => RouteMode::Body(Protection::build(config, cache)?),
         };
         Ok(Self {

@@ -1,12 +1,13 @@
 //! Wires a proxy together, starts it, reloads it, drains it.
 
 use crate::admin;
-use crate::config::{Config, Identity};
+use crate::config::{Config, Identity, Protocol};
 use crate::control::{self, Control, ControlConfig, Timing, Traffic};
 use crate::keys::Keys;
 use crate::route::RouteTable;
-use crate::server::{self, ListenerShared, TlsSlot, WorkerShared};
+use crate::server::{self, ListenerShared, Service, TlsSlot, WorkerShared};
 use crate::stack::{Serving, Totals};
+use crate::tcp::TcpService;
 use crate::telemetry::Telemetry;
 use crate::transform::Transform;
 use crate::upstream::Upstream;
@@ -56,6 +57,10 @@ pub enum StartError {
     #[error("{0} cannot change without a restart")]
     NeedsRestart(String),
 }
+
+/// How much the control threads stand back where there are fewer cores than threads that have work (nice(2)): a tenth of a
+/// core is left to them.
+const CONTROL_NICE: i32 = 10;
 
 /// What ends the control runtime, and the thread that it lives on.
 type ControlThread = (oneshot::Sender<()>, JoinHandle<()>);
@@ -186,8 +191,12 @@ impl Running {
         let binds = |config: &Config| -> Vec<_> {
             config.listeners.iter().map(|listener| (listener.name.clone(), listener.bind)).collect()
         };
+        let protocols = |config: &Config| -> Vec<_> {
+            config.listeners.iter().map(|listener| listener.protocol).collect()
+        };
         for (what, changed) in [
             ("the set of listeners and their addresses", binds(&old) != binds(&config)),
+            ("a listener's protocol", protocols(&old) != protocols(&config)),
             ("admin", old.admin != config.admin),
             ("workers", old.worker_count() != config.worker_count()),
             ("limits.connections", old.limits.connections != config.limits.connections),
@@ -209,7 +218,13 @@ impl Running {
             .map(|listener| build_listener(&config, listener, &self.cache, &self.telemetry))
             .collect::<Result<Vec<_>, _>>()?;
         for ((current, _), new) in self.listeners.iter().zip(built) {
-            current.serving.store(new.serving.load_full());
+            match (&current.service, new.service) {
+                (Service::Http(current), Service::Http(new)) => current.store(new.load_full()),
+                // Connections that are open go on as they began.
+                (Service::Tcp(current), Service::Tcp(new)) => current.store(new.load_full()),
+                // Refused above.
+                _ => {}
+            }
             current.tls.store(new.tls.load_full());
             current.limits.store(new.limits.load_full());
         }
@@ -246,20 +261,38 @@ fn build_listener(
     telemetry: &Telemetry,
 ) -> Result<ListenerShared, StartError> {
     let failed = |message: String| StartError::Listener { listener: listener.name.clone(), message };
-    let routes = RouteTable::build(listener, cache, telemetry).map_err(failed)?;
     let limits = &config.limits;
-    let upstream = Upstream::new(&listener.upstream, listener.upstream_tls.as_ref(), limits)
-        .map_err(|error| failed(error.to_string()))?;
+    let service = if listener.protocol == Protocol::Tcp {
+        let tcp = TcpService::build(listener, limits, cache, telemetry).map_err(failed)?;
+        Service::Tcp(ArcSwap::from_pointee(tcp))
+    } else {
+        Service::Http(Arc::new(ArcSwap::from_pointee(http_service(config, listener, cache, telemetry)?)))
+    };
     let tls = listener.tls.as_ref().map(server::acceptor).transpose().map_err(failed)?;
-    let keys = Keys::new(Arc::clone(cache), limits.key_timeout.0);
-    let transform = Transform { role: listener.role, keys, upstream };
     Ok(ListenerShared {
         name: listener.name.clone(),
-        serving: Arc::new(ArcSwap::from_pointee(Serving { routes, transform })),
+        service,
         tls: ArcSwap::from_pointee(tls.map(TlsSlot)),
         limits: ArcSwap::from_pointee(limits.clone()),
         active: telemetry.gauge("keyway_connections_active", &[("listener", &listener.name)]),
     })
+}
+
+fn http_service(
+    config: &Config,
+    listener: &crate::config::Listener,
+    cache: &Arc<KeyCache>,
+    telemetry: &Telemetry,
+) -> Result<Serving, StartError> {
+    let failed = |message: String| StartError::Listener { listener: listener.name.clone(), message };
+    let routes = RouteTable::build(listener, cache, telemetry).map_err(failed)?;
+    let limits = &config.limits;
+    let upstream = Upstream::new(&listener.upstream, listener.upstream_tls.as_ref(), limits)
+        .map_err(|error| failed(error.to_string()))?;
+    let keys = Keys::new(Arc::clone(cache), limits.key_timeout.0);
+    let json_max = usize::try_from(limits.json_body.0).unwrap_or(usize::MAX);
+    let transform = Transform { role: listener.role, keys, upstream, json_max };
+    Ok(Serving { routes, transform })
 }
 
 fn spawn_worker(
@@ -281,6 +314,10 @@ fn control_runtime() -> std::io::Result<(tokio::runtime::Handle, ControlThread)>
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("control")
+        // A new keyring is opened, checked and written to disk beside the traffic, and never before it.
+        .on_thread_start(|| {
+            let _ = rustix::process::nice(CONTROL_NICE);
+        })
         .enable_all()
         .build()?;
     let handle = runtime.handle().clone();

@@ -9,6 +9,7 @@ pub(crate) use tls::acceptor;
 
 use crate::config::Limits;
 use crate::stack::{self, Serving, Totals};
+use crate::tcp::TcpService;
 use crate::tls::TlsIo;
 use crate::{upstream, worker};
 use arc_swap::ArcSwap;
@@ -25,6 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 /// How often a runtime looks at the network between tasks. At tokio's default of 61, small requests beside two bulk
@@ -47,10 +49,17 @@ const BACKLOG_MAX: u32 = 4096;
 #[derive(Debug)]
 pub(crate) struct ListenerShared {
     pub(crate) name: String,
-    pub(crate) serving: Arc<ArcSwap<Serving>>,
+    pub(crate) service: Service,
     pub(crate) tls: ArcSwap<Option<TlsSlot>>,
     pub(crate) limits: ArcSwap<Limits>,
     pub(crate) active: Gauge,
+}
+
+/// What is done with the connections; can be replaced.
+#[derive(Debug)]
+pub(crate) enum Service {
+    Http(Arc<ArcSwap<Serving>>),
+    Tcp(ArcSwap<TcpService>),
 }
 
 /// A TLS acceptor that can be replaced.
@@ -110,6 +119,7 @@ async fn keep_house() {
 
 async fn accept(listener: Arc<ListenerShared>, socket: TcpListener, shared: WorkerShared) {
     let graceful = GracefulShutdown::new();
+    let streams = TaskTracker::new();
     let mut after_drain = 0;
     loop {
         let stream = tokio::select! {
@@ -133,18 +143,42 @@ async fn accept(listener: Arc<ListenerShared>, socket: TcpListener, shared: Work
             () = shared.drain.cancelled() => Arc::clone(&shared.connections).try_acquire_owned().ok(),
         };
         let Some(permit) = permit else { break };
-        tokio::spawn(serve(Arc::clone(&listener), stream, shared.clone(), graceful.watcher(), permit));
+        let listener = Arc::clone(&listener);
+        match &listener.service {
+            Service::Http(serving) => {
+                let serving = Arc::clone(serving);
+                tokio::spawn(serve(listener, serving, stream, shared.clone(), graceful.watcher(), permit));
+            }
+            Service::Tcp(tcp) => {
+                let tcp = tcp.load_full();
+                streams.spawn(serve_tcp(listener, tcp, stream, permit));
+            }
+        }
     }
     drop(socket);
     // What clients had sent before they could know is read and answered; only then idle connections are closed.
     tokio::time::sleep(DRAIN_GRACE).await;
-    if tokio::time::timeout(shared.drain_timeout, graceful.shutdown()).await.is_err() {
+    streams.close();
+    let drained = async { tokio::join!(graceful.shutdown(), streams.wait()) };
+    if tokio::time::timeout(shared.drain_timeout, drained).await.is_err() {
         warn!(listener = listener.name, "drain_timeout passed with connections still open; they are closed");
     }
 }
 
+async fn serve_tcp(
+    listener: Arc<ListenerShared>,
+    tcp: Arc<TcpService>,
+    stream: TcpStream,
+    _permit: OwnedSemaphorePermit,
+) {
+    listener.active.increment(1.0);
+    tcp.serve(&listener.name, stream).await;
+    listener.active.decrement(1.0);
+}
+
 async fn serve(
     listener: Arc<ListenerShared>,
+    serving: Arc<ArcSwap<Serving>>,
     stream: TcpStream,
     shared: WorkerShared,
     watcher: hyper_util::server::graceful::Watcher,
@@ -154,22 +188,25 @@ async fn serve(
     let tls = (**listener.tls.load()).clone();
     listener.active.increment(1.0);
     match tls {
-        None => serve_http(&listener, stream, shared, watcher).await,
+        None => serve_http(&listener, serving, stream, shared, watcher).await,
         // In a box, so that connections without TLS don't have the room for it.
-        Some(TlsSlot(acceptor)) => Box::pin(serve_tls(&listener, acceptor, stream, shared, watcher)).await,
+        Some(TlsSlot(acceptor)) => {
+            Box::pin(serve_tls(&listener, serving, acceptor, stream, shared, watcher)).await;
+        }
     }
     listener.active.decrement(1.0);
 }
 
 async fn serve_tls(
     listener: &ListenerShared,
+    serving: Arc<ArcSwap<Serving>>,
     acceptor: TlsAcceptor,
     stream: TcpStream,
     shared: WorkerShared,
     watcher: hyper_util::server::graceful::Watcher,
 ) {
     match tokio::time::timeout(HANDSHAKE_MAX, TlsIo::accept(&acceptor, stream)).await {
-        Ok(Ok(stream)) => serve_http(listener, stream, shared, watcher).await,
+        Ok(Ok(stream)) => serve_http(listener, serving, stream, shared, watcher).await,
         Ok(Err(error)) => debug!(listener = listener.name, %error, "TLS handshake failed"),
         Err(_) => debug!(listener = listener.name, "TLS handshake took too long"),
     }
@@ -177,6 +214,7 @@ async fn serve_tls(
 
 async fn serve_http<IO>(
     listener: &ListenerShared,
+    serving: Arc<ArcSwap<Serving>>,
     io: IO,
     shared: WorkerShared,
     watcher: hyper_util::server::graceful::Watcher,
@@ -188,7 +226,7 @@ async fn serve_http<IO>(
     let waits =
         framing::Limits { header_bytes, header: limits.header_timeout.0, idle: limits.idle_timeout.0 };
     let (io, fault) = FramedIo::new(io, waits);
-    let stack = stack::build(Arc::clone(&listener.serving), shared.totals, fault);
+    let stack = stack::build(serving, shared.totals, fault);
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // `FramedIo` watches how long a client may be idle, and take for a head: hyper would set a timer for each request.
     builder.http1().header_read_timeout(None).half_close(true);

@@ -144,7 +144,7 @@ impl fmt::Debug for RouteMetrics {
     }
 }
 
-const DESCRIPTIONS: [(&str, Option<Unit>, &str); 10] = [
+const DESCRIPTIONS: [(&str, Option<Unit>, &str); 11] = [
     ("keyway_requests_total", None, "Requests, by listener, route and status code"),
     ("keyway_request_seconds", Some(Unit::Seconds), "From a request's head to its response's head"),
     ("keyway_plaintext_total", None, "Bodies without an envelope on protected routes"),
@@ -154,5 +154,6 @@ const DESCRIPTIONS: [(&str, Option<Unit>, &str); 10] = [
     ("keyway_seal_lease_seconds", Some(Unit::Seconds), "Until sealing stops if the bridge is not heard"),
     ("keyway_dek_cache_entries", None, "DEKs cached for opening"),
     ("keyway_sealed_bytes_total", Some(Unit::Bytes), "Plaintext bytes sealed, by keyring and KEK version"),
+    ("keyway_streams_rekeyed_total", None, "TCP streams that changed their keys"),
     ("keyway_opened_bytes_total", Some(Unit::Bytes), "Plaintext bytes opened, by keyring and KEK version"),
 ];

@@ -4,8 +4,11 @@
 //! |---|---|---|
 //! | client | sealed | opened |
 //! | server | opened | sealed |
+//!
+//! In mode json it is the selected fields that are sealed and opened.
 
 mod client;
+mod json;
 mod range;
 mod server;
 
@@ -36,6 +39,8 @@ pub(crate) struct Transform {
     pub(crate) role: Role,
     pub(crate) keys: Keys,
     pub(crate) upstream: Upstream,
+    /// The longest JSON document, in bytes.
+    pub(crate) json_max: usize,
 }
 
 impl Transform {
@@ -52,6 +57,8 @@ impl Transform {
             (RouteMode::Pass, _) => self.pass(request).await,
             (RouteMode::Body(protection), Role::Client) => self.client(route, protection, request).await,
             (RouteMode::Body(protection), Role::Server) => self.server(route, protection, request).await,
+            // In a box: every request's future would have the room for it.
+            (RouteMode::Json(protection, _), _) => Box::pin(self.json(route, protection, request)).await,
         }
     }
 

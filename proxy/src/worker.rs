@@ -10,10 +10,11 @@ use keyway_keycache::{Reader, Snapshot};
 use std::cell::{Cell, RefCell};
 use std::future::Future as _;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::sync::watch;
 
 /// Length of a buffer, in bytes: eight sealed segments, for writes of 128 KiB.
 const BUFFER: usize = 8 * SEALED_SEGMENT;
@@ -25,6 +26,9 @@ const BUFFERS_KEPT: usize = 64;
 thread_local! {
     static READER: RefCell<Option<Reader>> = const { RefCell::new(None) };
     static BUFFERS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    /// The snapshot that was last seen, not held.
+    static SEEN: RefCell<Weak<Snapshot>> = const { RefCell::new(Weak::new()) };
+    static CHANGES: watch::Sender<u64> = watch::Sender::new(0);
 }
 
 /// Gives this thread its view of the keyring.
@@ -40,9 +44,22 @@ pub(crate) fn with_snapshot<T>(look: impl FnOnce(&Arc<Snapshot>) -> T) -> T {
     READER.with(|slot| look(slot.borrow_mut().as_mut().expect("workers attach a reader first").load()))
 }
 
-/// Lets go of an old snapshot that an idle worker would otherwise hold on to, and with it of old keys.
+/// Lets go of an old snapshot that an idle worker would otherwise hold on to, and with it of old keys; tells those who
+/// watch for [`changes`].
 pub(crate) fn refresh() {
-    READER.with(|slot| slot.borrow_mut().as_mut().map(|reader| reader.load().keyrings.len()));
+    let current = READER.with(|slot| slot.borrow_mut().as_mut().map(|reader| Arc::downgrade(reader.load())));
+    let Some(current) = current else { return };
+    SEEN.with(|seen| {
+        let before = seen.replace(current);
+        if !Weak::ptr_eq(&before, &seen.borrow()) {
+            CHANGES.with(|changes| changes.send_modify(|count| *count += 1));
+        }
+    });
+}
+
+/// Tells when this worker has seen another keyring, within a second: for what lives long and may be idle.
+pub(crate) fn changes() -> watch::Receiver<u64> {
+    CHANGES.with(watch::Sender::subscribe)
 }
 
 /// Bytes that a connection may read before others have their turn.

@@ -8,6 +8,7 @@ pub mod client;
 pub mod fleet;
 pub mod load;
 pub mod process;
+pub mod services;
 pub mod upstream;
 
 pub use client::{Answer, Client};

@@ -62,6 +62,11 @@ impl Process {
         self.child.wait().expect("it is ours to wait for")
     }
 
+    /// How it ended by itself.
+    pub fn wait(mut self) -> ExitStatus {
+        self.child.wait().expect("it is ours to wait for")
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a pid is positive");

@@ -35,13 +35,26 @@ const SEALING_ROUTES: &str = r#"
 /// The same program with nothing to seal: the price of being a proxy at all.
 const PASSING_ROUTES: &str = "\n      - { match: { path: \"/**\" }, mode: pass }\n";
 
-/// The two ways that our sidecar is measured.
+/// All that is said over a connection.
+const TCP_ROUTES: &str = "\n      - { keyring: bench/default, domain: wire, mode: body }\n";
+
+/// The ways that our sidecar is measured.
 #[derive(Clone, Copy)]
 pub(super) enum Sidecar {
     /// Bodies are sealed.
     Sealing,
     /// Bodies pass.
     Passing,
+    /// TCP, with one sidecar in front of the other.
+    Pair,
+}
+
+/// What a sidecar's listener speaks.
+#[derive(Clone, Copy, Debug)]
+enum Speaks {
+    Http,
+    /// In this role.
+    Tcp(&'static str),
 }
 
 /// A bridge and any number of sidecars; stopped when dropped.
@@ -59,6 +72,7 @@ struct Proxy {
     address: SocketAddr,
     admin: SocketAddr,
     setting: Setting,
+    speaks: Speaks,
 }
 
 #[derive(Debug)]
@@ -72,6 +86,7 @@ impl System for Sidecar {
         match self {
             Self::Sealing => "keyway",
             Self::Passing => "keyway-pass",
+            Self::Pair => "keyway-tcp",
         }
     }
 
@@ -85,10 +100,14 @@ impl System for Sidecar {
 
     fn start(&self, setting: &Setting) -> anyhow::Result<Box<dyn Running>> {
         let mut keyway = match self {
-            Self::Sealing => Keyway::start(&setting.dir, &setting.cores)?,
+            Self::Sealing | Self::Pair => Keyway::start(&setting.dir, &setting.cores)?,
             Self::Passing => Keyway::without_bridge(&setting.dir)?,
         };
-        keyway.start_proxy("proxy", setting)?;
+        if matches!(self, Self::Pair) {
+            keyway.start_pair(setting)?;
+        } else {
+            keyway.start_proxy("proxy", setting)?;
+        }
         Ok(Box::new(keyway))
     }
 }
@@ -151,7 +170,17 @@ impl Keyway {
     /// It does not get ready; with its log.
     pub fn start_proxy(&mut self, name: &str, setting: &Setting) -> anyhow::Result<Duration> {
         let unbound = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        self.launch(name, setting, unbound)
+        self.launch(name, setting, unbound, Speaks::Http)
+    }
+
+    /// `client` in front of `server` in front of the upstream. By its name the former is the first, which clients connect to.
+    fn start_pair(&mut self, setting: &Setting) -> anyhow::Result<()> {
+        anyhow::ensure!(!setting.client_tls && !setting.upstream_tls, "keyway-tcp: carries plain TCP");
+        let unbound = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        self.launch("server", setting, unbound, Speaks::Tcp("server"))?;
+        let before = Setting { upstream: self.address_of("server")?, ..setting.clone() };
+        self.launch("client", &before, unbound, Speaks::Tcp("client"))?;
+        Ok(())
     }
 
     /// Stops a sidecar; [`Keyway::restart_proxy`] brings it back.
@@ -171,8 +200,8 @@ impl Keyway {
     pub fn restart_proxy(&mut self, name: &str) -> anyhow::Result<Duration> {
         self.stop_proxy(name)?;
         let proxy = self.proxies.get(name).with_context(|| unknown(name))?;
-        let (address, setting) = (proxy.address, proxy.setting.clone());
-        self.launch(name, &setting, address)
+        let (address, setting, speaks) = (proxy.address, proxy.setting.clone(), proxy.speaks);
+        self.launch(name, &setting, address, speaks)
     }
 
     /// Where a sidecar's clients connect.
@@ -236,9 +265,15 @@ impl Keyway {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    fn launch(&mut self, name: &str, setting: &Setting, bind: SocketAddr) -> anyhow::Result<Duration> {
+    fn launch(
+        &mut self,
+        name: &str,
+        setting: &Setting,
+        bind: SocketAddr,
+        speaks: Speaks,
+    ) -> anyhow::Result<Duration> {
         let config = self.dir.join(format!("{name}.yaml"));
-        fs::write(&config, self.proxy_config(name, setting, bind))?;
+        fs::write(&config, self.proxy_config(name, setting, bind, speaks))?;
         let ready = self.dir.join(format!("{name}.ready"));
         remove(&ready)?;
         let begun = Instant::now();
@@ -251,12 +286,12 @@ impl Keyway {
         process.wait_until(|| is_ready(admin).ok().filter(|ready| *ready))?;
         let took = begun.elapsed();
         let address = address(&addresses["listeners"]["main"])?;
-        let proxy = Proxy { process: Some(process), address, admin, setting: setting.clone() };
+        let proxy = Proxy { process: Some(process), address, admin, setting: setting.clone(), speaks };
         self.proxies.insert(name.to_owned(), proxy);
         Ok(took)
     }
 
-    fn proxy_config(&self, name: &str, setting: &Setting, bind: SocketAddr) -> String {
+    fn proxy_config(&self, name: &str, setting: &Setting, bind: SocketAddr, speaks: Speaks) -> String {
         let (dir, pki) = (self.dir.display(), setting.pki.display());
         let keys = self.bridge.as_ref().map_or_else(String::new, |bridge| {
             format!(
@@ -271,19 +306,25 @@ impl Keyway {
         } else {
             String::new()
         };
-        let (scheme, upstream_tls) = if setting.upstream_tls {
-            ("https", format!("    upstream_tls: {{ ca: {pki}/ca.crt, server_name: localhost }}\n"))
-        } else {
-            ("http", String::new())
+        let (scheme, more) = match speaks {
+            Speaks::Tcp(role) => ("tcp", format!("    protocol: tcp\n    role: {role}\n")),
+            Speaks::Http if setting.upstream_tls => {
+                ("https", format!("    upstream_tls: {{ ca: {pki}/ca.crt, server_name: localhost }}\n"))
+            }
+            Speaks::Http => ("http", String::new()),
+        };
+        let routes = match speaks {
+            Speaks::Tcp(_) => TCP_ROUTES,
+            Speaks::Http if self.bridge.is_some() => SEALING_ROUTES,
+            Speaks::Http => PASSING_ROUTES,
         };
         format!(
             "{keys}admin: 127.0.0.1:0\nworkers: {workers}\ndrain_timeout: 1s\n\
              limits: {{ connections: {CONNECTIONS_MAX} }}\n\
              listeners:\n  - name: main\n    bind: {bind}\n    upstream: {scheme}://{upstream}\n\
-             {client_tls}{upstream_tls}    routes:{routes}",
+             {client_tls}{more}    routes:{routes}",
             workers = setting.cores.len().max(1),
             upstream = setting.upstream,
-            routes = if self.bridge.is_some() { SEALING_ROUTES } else { PASSING_ROUTES },
         )
     }
 }

@@ -6,7 +6,7 @@ use crate::machine::available_cores;
 use crate::pairs::Reading;
 use crate::systems::{self, Pki, Running, Setting};
 use crate::upstream::Upstream;
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -153,21 +153,24 @@ impl Bed {
             };
             let exchange = Exchange::Put { path: self.path(system, part)?, body: part.body };
             let mut measure = SEED_FIRST;
-            let mut written = None;
+            let mut written = Err(anyhow::anyhow!("writing {} bytes was not tried", part.body));
             for _ in 0..SEED_TRIES {
                 let plan = Plan {
                     exchange: exchange.clone(),
                     ..self.plan(system, &writer, row.tls, Duration::ZERO, measure)?
                 };
                 let sample = self.explain(system, load::run(&plan))?;
-                turn::check(&sample)?;
-                written = (sample.requests > 0).then_some(());
-                if written.is_some() {
+                // A try that was cut off may keep its object locked for a while (rclone: 423), so the next one may fail, too.
+                written = turn::check(&sample).and_then(|()| {
+                    ensure!(sample.requests > 0, "writing {} bytes took more than {measure:?}", part.body);
+                    Ok(())
+                });
+                if written.is_ok() {
                     break;
                 }
                 measure *= SEED_FACTOR;
             }
-            written.with_context(|| format!("writing {} bytes took more than {measure:?}", part.body))?;
+            written?;
             self.seeded.push(object);
         }
         Ok(())

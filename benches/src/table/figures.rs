@@ -8,9 +8,6 @@ use std::collections::BTreeMap;
 /// A column: its head, the metric, what it is divided by, and digits.
 type Column = (String, String, f64, usize);
 
-/// What the last column relates everything to.
-const OWN: &str = "keyway";
-
 /// What the last column says.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Relation {
@@ -35,7 +32,10 @@ pub(super) fn sections(rows: &[Row], rounds: &BTreeMap<String, Turns>) -> Vec<Se
         sections.push(Section {
             title: group.title().to_owned(),
             method: method(group),
-            tables: of_group.iter().map(|(row, turns)| table(row, turns, Relation::OfTo(OWN))).collect(),
+            tables: of_group
+                .iter()
+                .map(|(row, turns)| table(row, turns, Relation::OfTo(group.own())))
+                .collect(),
             targets: Vec::new(),
             plots: plots(group, &of_group),
         });
@@ -56,15 +56,20 @@ fn method(group: Group) -> String {
             "HTTP/2 towards clients, HTTP/1.1 towards the upstream. The upstream speaks no HTTP/2, so there is no \
              direct figure."
         }
+        Group::Tcp => {
+            "A pair of ends that encrypt between them, both on the one core; each takes plaintext on its other side. \
+             HTTP/1.1 is carried, which none of them looks at."
+        }
         Group::Tls => {
             "TLS 1.3, connections kept open but in the rows of handshakes; there Keyway and the generator agree on \
              X25519MLKEM768, and others on what their library has. Direct has TLS on its one connection, whichever side the others have it \
              on."
         }
     };
+    let own_name = group.own();
     format!(
         "{own} “busy” is how much of its core the system used: below some 90 %, something else was the limit, and CPU \
-         per request or per GB compares better than throughput. The last column is {OWN} in relation to the row's \
+         per request or per GB compares better than throughput. The last column is {own_name} in relation to the row's \
          system, of throughput, round by round."
     )
 }

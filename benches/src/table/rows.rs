@@ -34,6 +34,8 @@ pub enum Group {
     Mixed,
     /// HTTP/2 towards the client.
     Http2,
+    /// Encrypted TCP between two ends.
+    Tcp,
     /// TLS on some side.
     Tls,
 }
@@ -85,11 +87,13 @@ const NO_TLS: Tls = Tls { client: false, upstream: false };
 const PLAIN: [&str; 7] =
     ["direct", "keyway", "keyway-pass", "nginx", "nginx-tuned", "haproxy", "haproxy-tuned"];
 /// Who encrypts, too.
-const PEERS: [&str; 4] = ["nginx-lua", "rclone-crypt", "stunnel", "spiped"];
+const PEERS: [&str; 2] = ["nginx-lua", "rclone-crypt"];
 /// Where the untuned have nothing to add.
 const TUNED: [&str; 5] = ["direct", "keyway", "keyway-pass", "nginx-tuned", "haproxy-tuned"];
 /// The upstream speaks HTTP/1.1 only, so nothing is direct.
 const HTTP2: [&str; 4] = ["keyway", "keyway-pass", "nginx-tuned-h2c", "haproxy-tuned"];
+/// Pairs of ends.
+const PAIRS: [&str; 4] = ["direct", "keyway-tcp", "stunnel", "spiped"];
 /// In the short form.
 pub(super) const SMOKE: [&str; 3] = ["keyway", "keyway-pass", "nginx-tuned"];
 
@@ -136,6 +140,7 @@ pub fn rows() -> Vec<Row> {
     let mut rows = small();
     rows.extend(bulk());
     rows.extend(over_http2());
+    rows.extend(tcp());
     rows.extend(tls());
     rows
 }
@@ -181,6 +186,16 @@ fn over_http2() -> Vec<Row> {
         h2("h2-1k-8x8", "1 KiB GET, 8 connections of 8 streams", http2(get(KIB, 8), 8)),
         h2("h2-up", "64 MiB PUT, 2 connections of 2 streams", http2(put(64 * MIB, 2), 2)),
         h2("h2-down", "64 MiB GET, 2 connections of 2 streams", http2(get(64 * MIB, 2), 2)),
+    ]
+}
+
+/// Both ends on the one core. What is carried is HTTP, but none of them knows.
+fn tcp() -> Vec<Row> {
+    use Group::Tcp;
+    vec![
+        row("tcp-1k", "1 KiB GET, 16 connections", Tcp, get(KIB, 16), &PAIRS),
+        row("tcp-up", "64 MiB PUT, 4 connections", Tcp, put(64 * MIB, 4), &PAIRS),
+        row("tcp-down", "64 MiB GET, 4 connections", Tcp, get(64 * MIB, 4), &PAIRS),
     ]
 }
 
@@ -239,8 +254,13 @@ fn tls() -> Vec<Row> {
 
 impl Group {
     /// In the order of the report.
-    pub(super) const ALL: [Self; 6] =
-        [Self::Small, Self::Latency, Self::Bulk, Self::Mixed, Self::Http2, Self::Tls];
+    pub(super) const ALL: [Self; 7] =
+        [Self::Small, Self::Latency, Self::Bulk, Self::Mixed, Self::Http2, Self::Tcp, Self::Tls];
+
+    /// Which of ours the others are compared with.
+    pub(super) fn own(self) -> &'static str {
+        if self == Self::Tcp { "keyway-tcp" } else { "keyway" }
+    }
 
     /// Its heading.
     #[must_use]
@@ -251,6 +271,7 @@ impl Group {
             Self::Bulk => "Bulk",
             Self::Mixed => "Small requests beside bulk",
             Self::Http2 => "HTTP/2",
+            Self::Tcp => "TCP",
             Self::Tls => "TLS",
         }
     }

@@ -28,7 +28,6 @@ struct Aim {
     read: &'static str,
 }
 
-const SEALED: &str = "keyway";
 const OWN_PLAIN: &str = "keyway-pass";
 const TUNED: &[&str] = &["nginx-tuned", "haproxy-tuned"];
 
@@ -44,6 +43,11 @@ const fn small(what: &'static str, row: &'static str, against: &'static str, rea
 const fn added(what: &'static str, metric: &'static str, at_most: f64) -> Aim {
     let how = How::Difference(OWN_PLAIN);
     Aim { group: Group::Latency, what, row: "get-1k-1", metric, how, bound: Bound::AtMost(at_most), read: "" }
+}
+
+const fn pair(what: &'static str, row: &'static str, how: How) -> Aim {
+    let bound = Bound::AtLeast(2.5);
+    Aim { group: Group::Tcp, what, row, metric: "mb_per_s", how, bound, read: "" }
 }
 
 const INSTALLED: &str = "nginx as Debian installs it";
@@ -68,10 +72,10 @@ const AIMS: [Aim; 23] = [
     bulk("sealed download / nginx with Lua, which encrypts", "down-64m-4", How::Ratio("nginx-lua"), 4.0),
     bulk("sealed upload / rclone crypt, which encrypts", "up-64m-4", How::Ratio("rclone-crypt"), 4.0),
     bulk("sealed download / rclone crypt, which encrypts", "down-64m-4", How::Ratio("rclone-crypt"), 4.0),
-    bulk("sealed upload / stunnel pair, which encrypts", "up-64m-4", How::Ratio("stunnel"), 2.5),
-    bulk("sealed download / stunnel pair, which encrypts", "down-64m-4", How::Ratio("stunnel"), 2.5),
-    bulk("sealed upload / spiped pair, which encrypts", "up-64m-4", How::Ratio("spiped"), 2.5),
-    bulk("sealed download / spiped pair, which encrypts", "down-64m-4", How::Ratio("spiped"), 2.5),
+    pair("upload through our pair / stunnel pair", "tcp-up", How::Ratio("stunnel")),
+    pair("download through our pair / stunnel pair", "tcp-down", How::Ratio("stunnel")),
+    pair("upload through our pair / spiped pair", "tcp-up", How::Ratio("spiped")),
+    pair("download through our pair / spiped pair", "tcp-down", How::Ratio("spiped")),
     small("sealed 1 KiB GET, 16 connections / nginx plain", "get-1k-16", "nginx", INSTALLED),
     small("sealed 1 KiB GET, 64 connections / nginx plain", "get-1k-64", "nginx", INSTALLED),
     small("sealed 16 KiB GET, 16 connections / nginx plain", "get-16k-16", "nginx", INSTALLED),
@@ -113,10 +117,11 @@ pub(super) fn add(sections: &mut [Section], rounds: &BTreeMap<String, Turns>, on
 }
 
 fn judge(aim: &Aim, turns: &Turns) -> Target {
+    let own = aim.group.own();
     let figure = match aim.how {
-        How::Ratio(other) => turns.ratio(SEALED, other, aim.metric),
-        How::RatioToBest(others) => turns.ratio_to_best(SEALED, others, aim.metric),
-        How::Difference(other) => turns.difference(SEALED, other, aim.metric),
+        How::Ratio(other) => turns.ratio(own, other, aim.metric),
+        How::RatioToBest(others) => turns.ratio_to_best(own, others, aim.metric),
+        How::Difference(other) => turns.difference(own, other, aim.metric),
     };
     if figure.is_none() {
         return Target::judge(aim.what, aim.bound, None, missing(aim, turns));
@@ -135,7 +140,7 @@ fn others(aim: &Aim) -> Vec<&'static str> {
 
 /// Who is to blame for a figure that there isn't.
 fn missing(aim: &Aim, turns: &Turns) -> String {
-    let whos = std::iter::once(SEALED).chain(others(aim));
+    let whos = std::iter::once(aim.group.own()).chain(others(aim));
     let why = whos.filter_map(|who| {
         let why = turns.failed.get(who)?;
         Some(format!("{who}: {}", figures::brief(why)))
@@ -152,9 +157,10 @@ fn price(aim: &Aim, turns: &Turns) -> Option<String> {
         _ => return None,
     };
     let &[other] = others(aim).as_slice() else { return None };
-    let ratio = turns.ratio(other, SEALED, cpu)?;
+    let own = aim.group.own();
+    let ratio = turns.ratio(other, own, cpu)?;
     let mut note = format!("by CPU time {:.2} ({:.2}–{:.2})", ratio.median, ratio.low, ratio.high);
-    let idle = [SEALED, other].into_iter().filter_map(|who| {
+    let idle = [own, other].into_iter().filter_map(|who| {
         let busy = turns.figure(who, "busy_percent")?.median;
         (busy < BUSY_MIN_PERCENT).then(|| format!("{who} used {busy:.0} % of its core only"))
     });
@@ -178,7 +184,7 @@ mod tests {
         for aim in AIMS {
             let row = rows.iter().find(|row| row.name == aim.row).unwrap_or_else(|| panic!("{}", aim.row));
             assert_eq!(row.group, aim.group, "{}", aim.what);
-            for system in std::iter::once(SEALED).chain(others(&aim)) {
+            for system in std::iter::once(aim.group.own()).chain(others(&aim)) {
                 assert!(row.systems.contains(&system), "{}: {system}", aim.what);
             }
         }
@@ -188,7 +194,7 @@ mod tests {
     fn figures_become_verdicts_and_what_is_missing_is_said() {
         let rate = |system: usize| [900.0, 1000.0, 800.0][system];
         let mut turns = interleave(
-            &["keyway", "keyway-pass", "stunnel"],
+            &["keyway", "keyway-pass", "nginx-lua"],
             Rules::rounds(3),
             || 1e6,
             |system| {
@@ -199,14 +205,14 @@ mod tests {
                 ]))
             },
         );
-        turns.failed.insert("spiped".to_owned(), "not installed: spiped".to_owned());
+        turns.failed.insert("rclone-crypt".to_owned(), "not installed: rclone".to_owned());
         let mut sections = vec![Section { title: "Bulk".to_owned(), ..Section::default() }];
         add(&mut sections, &BTreeMap::from([("up-64m-4".to_owned(), turns)]), false);
         let find = |what: &str| sections[0].targets.iter().find(|target| target.what.contains(what)).unwrap();
         assert_eq!(find("sealed upload / own plain").verdict, Verdict::Met);
-        assert_eq!(find("sealed upload / stunnel").verdict, Verdict::NotMet);
-        assert!(find("sealed upload / stunnel").why.contains("stunnel used 50 % of its core only"));
-        assert_eq!(find("sealed upload / spiped").why, "spiped: not installed: spiped");
+        assert_eq!(find("sealed upload / nginx with Lua").verdict, Verdict::NotMet);
+        assert!(find("sealed upload / nginx with Lua").why.contains("nginx-lua used 50 % of its core only"));
+        assert_eq!(find("sealed upload / rclone").why, "rclone-crypt: not installed: rclone");
         assert_eq!(find("sealed download / own plain").why, "the row down-64m-4 was not run");
     }
 }

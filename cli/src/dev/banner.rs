@@ -1,7 +1,7 @@
 //! What `keyway dev` says once it serves.
 
 use super::Addresses;
-use crate::args::{DevArgs, Hsm, Mode};
+use crate::args::{DevArgs, Hsm, Mode, Protocol};
 use crate::operator::default_data_dir;
 use std::env;
 use std::fmt::Write as _;
@@ -24,7 +24,8 @@ pub(super) fn text(args: &DevArgs, addresses: &Addresses, hsm_command: Option<&s
     let mut row = |name: &str, value: String| {
         writeln!(out, "  {name:<14}{value}").expect("writing to a String can't fail");
     };
-    row("data", format!("http://{}", addresses.data));
+    let is_tcp = args.protocol == Protocol::Tcp;
+    row("data", format!("{}://{}", if is_tcp { "tcp" } else { "http" }, addresses.data));
     match (&addresses.store, &args.upstream) {
         (Some(store), _) => {
             row("object store", format!("http://{store}   (what is stored, as it is stored)"));
@@ -46,12 +47,24 @@ pub(super) fn text(args: &DevArgs, addresses: &Addresses, hsm_command: Option<&s
     };
     let data = addresses.data;
     if let Some(store) = &addresses.store {
-        let target = if args.mode == Mode::Pass { "sent as it is" } else { "sealed on its way" };
-        say(format!("\nStore something ({target}), and get it back:"));
-        say(format!("  curl -T README.md http://{data}/objects/readme"));
-        say(format!("  curl http://{data}/objects/readme"));
-        say("\nLook at what is stored:".into());
-        say(format!("  curl -s http://{store}/objects/readme | {program} inspect -"));
+        if args.mode == Mode::Json {
+            say("\nStore a document (what --field selects is sealed on its way), and get it back:".into());
+            say(format!(
+                "  curl -X PUT -H 'Content-Type: application/json' --data-binary @FILE http://{data}/objects/a"
+            ));
+            say(format!("  curl http://{data}/objects/a"));
+            say("\nLook at what is stored:".into());
+            say(format!("  curl http://{store}/objects/a"));
+        } else {
+            let target = if args.mode == Mode::Pass { "sent as it is" } else { "sealed on its way" };
+            say(format!("\nStore something ({target}), and get it back:"));
+            say(format!("  curl -T README.md http://{data}/objects/readme"));
+            say(format!("  curl http://{data}/objects/readme"));
+            say("\nLook at what is stored:".into());
+            say(format!("  curl -s http://{store}/objects/readme | {program} inspect -"));
+        }
+    } else if is_tcp {
+        say(format!("\nConnect the client to {data} in place of its server."));
     } else {
         say("\nSend something through it:".into());
         say(format!("  curl http://{data}/"));

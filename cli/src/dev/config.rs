@@ -1,6 +1,6 @@
 //! The configuration files that `keyway dev` writes into its data directory: real ones, to read and to copy from.
 
-use crate::args::{DevArgs, Mode, Role};
+use crate::args::{DevArgs, Mode, Protocol, Role};
 use crate::pki::Identity;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -139,10 +139,11 @@ pub(super) fn proxy(args: &DevArgs, plan: &ProxyPlan<'_>) -> String {
             "listeners:\n\
             \x20 - name: dev\n\
             \x20   bind: {bind}\n\
-            \x20   protocol: http\n\
+            \x20   protocol: {protocol}\n\
             \x20   role: {role}\n\
             \x20   upstream: {upstream}\n",
             bind = plan.bind,
+            protocol = if args.protocol == Protocol::Tcp { "tcp" } else { "http" },
             role = match role {
                 Role::Client => "client",
                 Role::Server => "server",
@@ -156,15 +157,25 @@ pub(super) fn proxy(args: &DevArgs, plan: &ProxyPlan<'_>) -> String {
     put(&mut out, "    routes:\n");
     // The store keeps objects; an upstream that was named gets everything.
     let path = if args.upstream.is_some() { "/**" } else { "/objects/**" };
+    let keyring = quoted(&format!("{}/{}", args.zone, args.keyring));
     let route = match args.mode {
+        _ if args.protocol == Protocol::Tcp => {
+            format!("      - {{ keyring: {keyring}, domain: {DOMAIN}, mode: body }}\n")
+        }
         Mode::Pass => format!("      - {{ match: {{ path: \"{path}\" }}, mode: pass }}\n"),
-        _ => format!(
-            "      - {{ match: {{ path: \"{path}\" }}, keyring: {}, domain: {DOMAIN}, mode: body }}\n",
-            quoted(&format!("{}/{}", args.zone, args.keyring))
+        mode => format!(
+            "      - {{ match: {{ path: \"{path}\" }}, keyring: {keyring}, domain: {DOMAIN}, {} }}\n",
+            if mode == Mode::Json { fields(&args.field) } else { "mode: body".to_owned() }
         ),
     };
     put(&mut out, &route);
     out
+}
+
+fn fields(selectors: &[String]) -> String {
+    let fields: Vec<String> =
+        selectors.iter().map(|select| format!("{{ select: {} }}", quoted(select))).collect();
+    format!("mode: json, fields: [ {} ]", fields.join(", "))
 }
 
 /// An address that a client can connect to: one that listens everywhere is reached over loopback.
@@ -267,6 +278,27 @@ mod tests {
         assert_eq!(config.listeners[0].routes[0].mode, keyway_proxy::config::Mode::Pass);
         assert_eq!(config.listeners[0].role, keyway_proxy::config::Role::Server);
         assert!(config.listeners[0].upstream_tls.is_some());
+    }
+
+    #[test]
+    fn fields_are_quoted_selectors() {
+        let identity = identity();
+        let args = dev(&["--mode", "json", "--field", "$.card.number", "--field", "$['a: \"b\"']"]);
+        let config = parsed(&args, &plan(Sidecar::Alone, "http://127.0.0.1:7400", &identity));
+        let route = &config.listeners[0].routes[0];
+        assert_eq!(route.mode, keyway_proxy::config::Mode::Json);
+        let selectors: Vec<&str> = route.fields.iter().map(|field| field.select.as_str()).collect();
+        assert_eq!(selectors, ["$.card.number", "$['a: \"b\"']"]);
+    }
+
+    #[test]
+    fn tcp_has_one_route_that_says_the_keys() {
+        let identity = identity();
+        let args = dev(&["--upstream", "tcp://127.0.0.1:5432", "--pair", "--protocol", "tcp"]);
+        let config = parsed(&args, &plan(Sidecar::PairServer, "tcp://127.0.0.1:5432", &identity));
+        let listener = &config.listeners[0];
+        assert_eq!(listener.protocol, keyway_proxy::config::Protocol::Tcp);
+        assert_eq!((listener.routes.len(), listener.routes[0].keyring.as_deref()), (1, Some("dev/default")));
     }
 
     #[test]

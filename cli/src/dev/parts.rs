@@ -2,7 +2,7 @@
 
 use super::config::{self, ProxyPlan, Sidecar};
 use super::{Addresses, write_config};
-use crate::args::DevArgs;
+use crate::args::{DevArgs, Protocol};
 use crate::error::Failure;
 use crate::pki::Identity;
 use crate::private_file;
@@ -58,7 +58,8 @@ impl Parts {
         let mut upstream = upstream;
         for (sidecar, identity) in sidecars {
             let proxy = parts.start_proxy(args, sidecar, &identity, &upstream).await?;
-            upstream = format!("http://{}", config::reachable(data_addr(&proxy)?));
+            let scheme = if args.protocol == Protocol::Tcp { "tcp" } else { "http" };
+            upstream = format!("{scheme}://{}", config::reachable(data_addr(&proxy)?));
             parts.proxies.push((sidecar, proxy));
         }
         for (sidecar, proxy) in &parts.proxies {

@@ -99,6 +99,7 @@ pub(super) fn object(bytes: &[u8]) -> Vec<Field> {
     cutter.take("flags", 1, |b| if b[0] == 0 { "none".into() } else { UNKNOWN.into() });
     cutter.take("context profile", 1, |b| match Profile::from_byte(b[0]) {
         Some(Profile::Object) => "a body at rest: bound to zone, tenant and domain".into(),
+        Some(Profile::Stream) => "a connection's: no object has it, refused".into(),
         Some(Profile::Field) => "a field of a document: bound to its path as well".into(),
         Some(Profile::KnownAnswer) => "a bridge's known answer; never stored".into(),
         None => UNKNOWN.into(),

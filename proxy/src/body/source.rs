@@ -1,11 +1,12 @@
 //! A body as it comes from one side, with what was already read of it put in front again.
 
 use super::BodyError;
+use super::held::Held;
 use super::seal::UploadProgress;
 use crate::patience::Patience;
 use crate::upstream::Lease;
 use crate::worker::Stream;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -103,6 +104,35 @@ impl Source {
             }
         }
         Ok(got)
+    }
+
+    /// Reads the whole body; its trailers stay to be taken. At most `max` bytes, and no more than `memory` has room for.
+    ///
+    /// # Errors
+    /// [`BodyError::TooLarge`], [`BodyError::Overloaded`], and why the body broke off.
+    pub(crate) async fn read_whole(&mut self, max: usize, memory: &mut Held) -> Result<Bytes, BodyError> {
+        let mut whole = BytesMut::new();
+        while let Some(frame) = std::future::poll_fn(|cx| self.poll_frame(cx)).await {
+            match frame?.into_data() {
+                Ok(data) => {
+                    if data.len() > max - whole.len() {
+                        return Err(BodyError::TooLarge);
+                    }
+                    memory.grow(data.len())?;
+                    whole.extend_from_slice(&data);
+                }
+                Err(frame) => {
+                    self.trailers = frame.into_trailers().ok();
+                    break;
+                }
+            }
+        }
+        Ok(whole.freeze())
+    }
+
+    /// The trailers behind a body that was read whole.
+    pub(crate) fn take_trailers(&mut self) -> Option<HeaderMap> {
+        self.trailers.take()
     }
 
     /// Puts bytes in front of what is still to come.

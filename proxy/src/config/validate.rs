@@ -2,7 +2,9 @@
 
 use super::{Config, Listener, Mode, OnPlaintext, Protocol, RouteConfig};
 use crate::context::TenantSource;
+use crate::json::Fields;
 use crate::route::PathPattern;
+use crate::tcp::TcpAddress;
 use crate::upstream::UpstreamAddress;
 use keyway_keycache::KeyringName;
 use std::collections::BTreeSet;
@@ -61,6 +63,9 @@ impl Config {
 
 fn listener_problems(listener: &Listener, problems: &mut Vec<String>) {
     let at = format!("listeners[{}]", listener.name);
+    if listener.protocol == Protocol::Tcp {
+        return tcp_problems(&at, listener, problems);
+    }
     if let Err(error) = UpstreamAddress::parse(&listener.upstream) {
         problems.push(format!("{at}.upstream: {error}"));
     }
@@ -73,7 +78,7 @@ fn listener_problems(listener: &Listener, problems: &mut Vec<String>) {
         problems.push(format!("{at}.upstream_tls: `cert` and `key` come together"));
     }
     if listener.protocol != Protocol::Http {
-        problems.push(format!("{at}.protocol: only http is available in this version"));
+        problems.push(format!("{at}.protocol: only http and tcp are available in this version"));
     }
     if listener.original_dst {
         problems.push(format!("{at}.original_dst: not available in this version; leave it false"));
@@ -83,6 +88,58 @@ fn listener_problems(listener: &Listener, problems: &mut Vec<String>) {
     }
     for (n, route) in listener.routes.iter().enumerate() {
         route_problems(&format!("{at}.routes[{n}]"), route, problems);
+    }
+}
+
+/// A connection has no requests: one route says all.
+fn tcp_problems(at: &str, listener: &Listener, problems: &mut Vec<String>) {
+    if let Err(error) = TcpAddress::parse(&listener.upstream) {
+        problems.push(format!("{at}.upstream: {error}"));
+    }
+    if listener.tls.is_some() || listener.upstream_tls.is_some() {
+        problems.push(format!("{at}: TLS is not available with protocol tcp in this version"));
+    }
+    if listener.original_dst {
+        problems.push(format!("{at}.original_dst: not available in this version; leave it false"));
+    }
+    let [route] = listener.routes.as_slice() else {
+        problems.push(format!("{at}.routes: protocol tcp takes exactly one, which says keyring and domain"));
+        return;
+    };
+    route_problems(&format!("{at}.routes[0]"), route, problems);
+    let matches = &route.matches;
+    if matches.path != "/**" || !matches.methods.is_empty() || matches.host != "*" {
+        problems
+            .push(format!("{at}.routes[0].match: a connection has no path, method or host; leave it out"));
+    }
+    if route.mode != Mode::Body {
+        problems.push(format!("{at}.routes[0].mode: protocol tcp seals all: mode body"));
+    }
+    if route.context.tenant.as_deref().is_some_and(|tenant| tenant.starts_with("header:")) {
+        problems.push(format!("{at}.routes[0].context.tenant: a connection has no headers; use value:NAME"));
+    }
+    if route.on_plaintext == OnPlaintext::Migrate {
+        problems.push(format!("{at}.routes[0].on_plaintext: protocol tcp takes sealed streams only: refuse"));
+    }
+}
+
+fn field_problems(at: &str, route: &RouteConfig, problems: &mut Vec<String>) {
+    match (route.mode, route.fields.is_empty()) {
+        (Mode::Json, true) => problems.push(format!(
+            "{at}.fields: missing; mode json seals what they select, such as {{ select: \"$.card.number\" }}"
+        )),
+        (Mode::Json, false) | (_, true) => {}
+        (_, false) => problems.push(format!("{at}.fields: only with mode json")),
+    }
+    for (n, field) in route.fields.iter().enumerate() {
+        if let Err(error) = Fields::parse(std::slice::from_ref(field)) {
+            problems.push(format!("{at}.fields[{n}].select: {error}"));
+        }
+        if field.searchable || field.deterministic {
+            problems.push(format!(
+                "{at}.fields[{n}]: searchable and deterministic are not available in this version"
+            ));
+        }
     }
 }
 
@@ -108,7 +165,7 @@ fn route_problems(at: &str, route: &RouteConfig, problems: &mut Vec<String>) {
                 ));
             }
         }
-        Mode::Body => {
+        Mode::Body | Mode::Json => {
             match route.keyring.as_deref().map(KeyringName::parse) {
                 None => problems.push(format!("{at}.keyring: missing; it is zone/keyring")),
                 Some(None) => problems.push(format!("{at}.keyring: must be zone/keyring")),
@@ -119,10 +176,11 @@ fn route_problems(at: &str, route: &RouteConfig, problems: &mut Vec<String>) {
                     .push(format!("{at}.domain: missing; it is the stable name bound into every envelope"));
             }
         }
-        Mode::Json | Mode::Grpc | Mode::Websocket => {
-            problems.push(format!("{at}.mode: only body and pass are available in this version"));
+        Mode::Grpc | Mode::Websocket => {
+            problems.push(format!("{at}.mode: only body, json and pass are available in this version"));
         }
     }
+    field_problems(at, route, problems);
     match (route.on_plaintext, &route.migrate_until) {
         (OnPlaintext::Migrate, None) => {
             problems.push(format!("{at}.migrate_until: missing; a migration ends on a day (YYYY-MM-DD)"));
