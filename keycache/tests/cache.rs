@@ -1,7 +1,9 @@
 //! The cache against a source that the test drives by hand.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use keyway_envelope::{Dek, DekId, KekRef, KekVersion, KeyBlock, KeyringId, WrapMechanism, ZoneId};
+use keyway_envelope::{
+    Dek, DekId, KekRef, KekVersion, KeyBlock, KeyBlockKind, KeyringId, WrapMechanism, ZoneId,
+};
 use keyway_keycache::source::DekFuture;
 use keyway_keycache::{
     CacheLimits, DekLimits, DekSource, FetchedDek, IssueRequest, KeyCache, KeyError, Keyring, KeyringName,
@@ -195,6 +197,20 @@ async fn a_changed_block_of_a_cached_dek_is_asked_for_and_its_refusal_remembered
     // The refusal runs out.
     f.now.store(10_001, Ordering::SeqCst);
     pending(f.open(&changed));
+}
+
+#[tokio::test]
+async fn a_dek_opens_by_its_reference_without_asking_once_that_was_written() {
+    let f = fixture(CacheLimits::default());
+    f.publish(keyring(1, &[1], DekLimits::default()));
+    let waiting = pending(f.seal(""));
+    f.source.gate.add_permits(1);
+    let dek = waiting.wait(LONG).await.unwrap();
+    let reference = f.cache.reference(&dek);
+    assert_eq!((reference.kind(), reference.dek_id()), (KeyBlockKind::Catalog, dek.dek().id()));
+    assert!(Arc::ptr_eq(&ready(f.open(&reference)), &dek));
+    assert_eq!(f.cache.reference(&dek), reference);
+    assert_eq!(f.source.opened.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]

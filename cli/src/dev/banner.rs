@@ -35,7 +35,7 @@ pub(super) fn text(args: &DevArgs, addresses: &Addresses, hsm_command: Option<&s
     }
     row("proxy admin", format!("http://{}/metrics  /readyz  /keyring", addresses.proxy_admin));
     if let Some(server) = &addresses.server_admin {
-        row("server sidecar", format!("http://{server}/metrics  /readyz  /keyring"));
+        row("server admin", format!("http://{server}/metrics  /readyz  /keyring"));
     }
     row("bridge", format!("https://{}", addresses.bridge));
     row("bridge admin", format!("http://{}/metrics  /readyz", addresses.bridge_admin));
