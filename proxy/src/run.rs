@@ -58,10 +58,6 @@ pub enum StartError {
     NeedsRestart(String),
 }
 
-/// How much the control threads stand back where there are fewer cores than threads that have work (nice(2)): a tenth of a
-/// core is left to them.
-const CONTROL_NICE: i32 = 10;
-
 /// What ends the control runtime, and the thread that it lives on.
 type ControlThread = (oneshot::Sender<()>, JoinHandle<()>);
 
@@ -314,10 +310,6 @@ fn control_runtime() -> std::io::Result<(tokio::runtime::Handle, ControlThread)>
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("control")
-        // A new keyring is opened, checked and written to disk beside the traffic, and never before it.
-        .on_thread_start(|| {
-            let _ = rustix::process::nice(CONTROL_NICE);
-        })
         .enable_all()
         .build()?;
     let handle = runtime.handle().clone();
