@@ -12,6 +12,8 @@ pub const MAGIC: [u8; 4] = [0xFB, b'K', b'W', b'Y'];
 pub const VERSION: u8 = 1;
 /// Suite 01: Cobblestone-256.
 pub const SUITE_COBBLESTONE_256: u8 = 0x01;
+/// Suite 02: AES-256-GCM records under keys derived as in suite 01 ([`crate::stream`]).
+pub const SUITE_STREAM: u8 = 0x02;
 /// Length of the salt, in bytes.
 pub const SALT: usize = 24;
 /// Length of the key commitment, in bytes.
@@ -241,11 +243,7 @@ impl Header {
     #[must_use]
     pub fn to_bytes(&self) -> [u8; HEADER] {
         let mut out = [0; HEADER];
-        out[..4].copy_from_slice(&MAGIC);
-        out[4] = VERSION;
-        out[5] = SUITE_COBBLESTONE_256;
-        out[6] = 0;
-        out[7] = self.profile.to_byte();
+        out[..PREFIX].copy_from_slice(&prefix(SUITE_COBBLESTONE_256, self.profile));
         out[8..104].copy_from_slice(&self.key_block.to_bytes());
         out[104..128].copy_from_slice(&self.salt);
         out[128..].copy_from_slice(&self.commitment);
@@ -262,19 +260,7 @@ impl Header {
             return Err(FormatError::Magic);
         }
         let Some(bytes) = bytes.first_chunk::<HEADER>() else { return Err(FormatError::Short) };
-        if bytes[4] != VERSION {
-            return Err(FormatError::Version(bytes[4]));
-        }
-        if bytes[5] != SUITE_COBBLESTONE_256 {
-            return Err(FormatError::Suite(bytes[5]));
-        }
-        if bytes[6] != 0 {
-            return Err(FormatError::Flags(bytes[6]));
-        }
-        // A stream is no object: its set-up has a suite of its own.
-        let profile = Profile::from_byte(bytes[7])
-            .filter(|profile| *profile != Profile::Stream)
-            .ok_or(FormatError::Profile(bytes[7]))?;
+        let profile = parse_prefix(bytes, SUITE_COBBLESTONE_256)?;
         let mut block = [0; KeyBlock::LEN];
         block.copy_from_slice(&bytes[8..104]);
         let mut salt = [0; SALT];
@@ -283,6 +269,32 @@ impl Header {
         commitment.copy_from_slice(&bytes[128..]);
         Ok(Self { profile, key_block: KeyBlock::parse(&block)?, salt, commitment })
     }
+}
+
+/// How an object or a stream of this suite begins.
+pub(crate) fn prefix(suite: u8, profile: Profile) -> [u8; PREFIX] {
+    let [a, b, c, d] = MAGIC;
+    [a, b, c, d, VERSION, suite, 0, profile.to_byte()]
+}
+
+/// The way back, of what should be of this suite. Objects and streams have profiles of their own.
+pub(crate) fn parse_prefix(bytes: &[u8], suite: u8) -> Result<Profile, FormatError> {
+    let [a, b, c, d, version, found, flags, profile, ..] = *bytes else { return Err(FormatError::Short) };
+    if [a, b, c, d] != MAGIC {
+        return Err(FormatError::Magic);
+    }
+    if version != VERSION {
+        return Err(FormatError::Version(version));
+    }
+    if found != suite {
+        return Err(FormatError::Suite(found));
+    }
+    if flags != 0 {
+        return Err(FormatError::Flags(flags));
+    }
+    Profile::from_byte(profile)
+        .filter(|profile| (*profile == Profile::Stream) == (suite == SUITE_STREAM))
+        .ok_or(FormatError::Profile(profile))
 }
 
 /// Whether the bytes begin as an envelope does (as far as they go; no bytes at all don't).

@@ -17,13 +17,11 @@ use crate::aead::{Implementation, SegmentKey};
 use crate::context::{Context, ContextDigest, Direction, Profile};
 use crate::dek::{Dek, MessageKeys, segment_nonce};
 use crate::error::{FormatError, OpenError, SealError};
-use crate::header::{COMMITMENT, KeyBlock, MAGIC, PREFIX, SALT, VERSION};
+use crate::header::{COMMITMENT, KeyBlock, PREFIX, SALT, SUITE_STREAM, parse_prefix, prefix};
 use crate::length::{HEADER, SEGMENT, TAG};
 use core::fmt;
 use sha2::{Digest, Sha256};
 
-/// Suite 02: AES-256-GCM records under keys derived as in suite 01.
-pub const SUITE_STREAM: u8 = 0x02;
 /// Length of the set-up, in bytes.
 pub const SETUP: usize = HEADER;
 /// Length of the challenge, in bytes.
@@ -85,7 +83,7 @@ impl StreamContext {
 #[must_use]
 pub fn challenge(nonce: &[u8; SALT]) -> [u8; CHALLENGE] {
     let mut out = [0; CHALLENGE];
-    out[..PREFIX].copy_from_slice(&prefix());
+    out[..PREFIX].copy_from_slice(&prefix(SUITE_STREAM, Profile::Stream));
     out[PREFIX..].copy_from_slice(nonce);
     out
 }
@@ -98,29 +96,9 @@ pub fn parse_challenge(challenge: &[u8; CHALLENGE]) -> Result<[u8; SALT], Format
     behind_prefix(challenge).copied()
 }
 
-fn prefix() -> [u8; PREFIX] {
-    let [a, b, c, d] = MAGIC;
-    [a, b, c, d, VERSION, SUITE_STREAM, 0, Profile::Stream.to_byte()]
-}
-
 fn behind_prefix<const N: usize>(bytes: &[u8]) -> Result<&[u8; N], FormatError> {
-    let (found, rest) = bytes.split_first_chunk::<PREFIX>().ok_or(FormatError::Short)?;
-    if found[..4] != MAGIC {
-        return Err(FormatError::Magic);
-    }
-    if found[4] != VERSION {
-        return Err(FormatError::Version(found[4]));
-    }
-    if found[5] != SUITE_STREAM {
-        return Err(FormatError::Suite(found[5]));
-    }
-    if found[6] != 0 {
-        return Err(FormatError::Flags(found[6]));
-    }
-    if found[7] != Profile::Stream.to_byte() {
-        return Err(FormatError::Profile(found[7]));
-    }
-    rest.first_chunk().ok_or(FormatError::Short)
+    parse_prefix(bytes, SUITE_STREAM)?;
+    bytes[PREFIX..].first_chunk().ok_or(FormatError::Short)
 }
 
 /// What leads to a stream's keys: the set-up, or the plaintext of a REKEY.
@@ -145,7 +123,7 @@ impl Keying {
 
     fn setup(&self) -> [u8; SETUP] {
         let mut out = [0; SETUP];
-        out[..PREFIX].copy_from_slice(&prefix());
+        out[..PREFIX].copy_from_slice(&prefix(SUITE_STREAM, Profile::Stream));
         out[PREFIX..].copy_from_slice(&self.parts());
         out
     }

@@ -66,7 +66,7 @@ pub(crate) enum Way {
 
 /// What is needed for the documents of one message.
 #[derive(Clone, Debug)]
-pub(crate) struct Worker {
+pub(crate) struct Documents {
     pub(crate) route: Arc<Route>,
     pub(crate) keys: Keys,
     pub(crate) context: RequestContext,
@@ -148,12 +148,12 @@ fn plain_string(token: &[u8]) -> Option<&str> {
     std::str::from_utf8(inner).ok().filter(|text| !text.contains('\\'))
 }
 
-impl Worker {
+impl Documents {
     /// One document, sealed or opened.
     ///
     /// # Errors
     /// [`BodyError`], with nothing of the document's values in it.
-    pub(crate) async fn document(&self, text: Bytes) -> Result<Bytes, BodyError> {
+    pub(crate) async fn carry(&self, text: Bytes) -> Result<Bytes, BodyError> {
         let Some((protection, fields)) = self.route.mode.json() else { return Ok(text) };
         let selected = self.look(text.clone()).await?;
         if selected.is_empty() {
@@ -261,11 +261,7 @@ impl Worker {
             }
         }
         if plaintext {
-            let action = match self.way {
-                Way::OpenSealed => PlaintextAction::Passed,
-                _ if protection.migrates() => PlaintextAction::Migrated,
-                _ => PlaintextAction::Refused,
-            };
+            let action = protection.plaintext(self.way == Way::OpenSealed);
             self.route.metrics.plaintext(action);
             if let PlaintextAction::Refused = action {
                 return Err(BodyError::Plaintext { from_upstream: self.from_upstream });

@@ -5,6 +5,8 @@
 //!                                                          │
 //!                                                   key cache ◄─ control ◄─ bridge
 //! ```
+//! A listener of protocol tcp has no stack: `tcp.rs` carries its connections.
+//!
 //! One current-thread runtime per worker with its own listening sockets (`SO_REUSEPORT`), upstream pools and view of the
 //! keyring: workers share nothing that is written to per request but counters. The control task and the admin port
 //! run on a runtime of their own, so that a busy bridge stream never delays a body.

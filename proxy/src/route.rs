@@ -8,7 +8,7 @@ use crate::config::{self, Mode, OnPlaintext, RouteConfig};
 use crate::context::{RouteContext, TenantSource};
 use crate::error::ProxyError;
 use crate::json::Fields;
-use crate::telemetry::{RouteMetrics, Telemetry};
+use crate::telemetry::{PlaintextAction, RouteMetrics, Telemetry};
 use http::Method;
 use keyway_keycache::{KeyCache, KeyringName, KeyringSlot};
 use std::sync::Arc;
@@ -42,6 +42,18 @@ pub(crate) struct Protection {
 }
 
 impl Protection {
+    /// What becomes of plaintext where an envelope is expected. `is_own`: a message of the upstream's own (an error, a
+    /// receipt), which is no stored data.
+    pub(crate) fn plaintext(&self, is_own: bool) -> PlaintextAction {
+        if is_own {
+            PlaintextAction::Passed
+        } else if self.migrates() {
+            PlaintextAction::Migrated
+        } else {
+            PlaintextAction::Refused
+        }
+    }
+
     /// Whether plaintext passes now.
     pub(crate) fn migrates(&self) -> bool {
         self.on_plaintext == OnPlaintext::Migrate

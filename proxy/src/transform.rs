@@ -191,6 +191,17 @@ fn has_body(method: &Method, headers: &HeaderMap, incoming: &Incoming, protected
         || (!contentless && (headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING)))
 }
 
+/// Refuses content that can't be sealed or opened as a whole.
+fn check_content(parts: &http::request::Parts, has_body: bool) -> Result<(), ProxyError> {
+    if has_body && parts.headers.contains_key(CONTENT_RANGE) {
+        return Err(ProxyError::PartialUpload);
+    }
+    if has_body && parts.method == Method::HEAD {
+        return Err(ProxyError::Unsupported("a HEAD request with content is not carried"));
+    }
+    Ok(())
+}
+
 /// Whether a response has content (RFC 9110, 6.4.1).
 fn response_has_body(method: &Method, status: StatusCode) -> bool {
     method != Method::HEAD

@@ -308,6 +308,50 @@ impl Fleet {
             .collect()
     }
 
+    /// Rotates payments/default, and waits until that is done.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub async fn rotate(&self) {
+        let mut command =
+            self.keyway_command(&["rotate", "start", "--keyring", "payments/default", "--watch"]);
+        let output = tokio::task::spawn_blocking(move || command.output().expect("keyway runs"));
+        let output = output.await.expect("it does not panic");
+        assert!(
+            output.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    /// The sum of a sidecar's counters whose lines begin with `name`.
+    pub async fn metric(&self, sidecar: &str, name: &str) -> u64 {
+        let text = client::get(self.admin_of(sidecar), "/metrics").await.body;
+        String::from_utf8_lossy(&text)
+            .lines()
+            .filter(|line| line.starts_with(name))
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok())
+            .sum()
+    }
+
+    /// A sidecar `server` in front of `service`, and one named `client` in front of `sealed`, which is where the records
+    /// go: to `server`, unless the test stands between.
+    pub async fn start_tcp_pair(
+        &mut self,
+        service: SocketAddr,
+        sealed: impl AsyncFnOnce(SocketAddr) -> SocketAddr,
+    ) {
+        const ROUTE: &str =
+            "\n      - { keyring: payments/default, domain: ledger, mode: body }\n    protocol: tcp";
+        self.start_proxy_as("server", "orders", &format!("tcp://{service}"), "server", ROUTE).await;
+        let sealed = sealed(self.data_of("server")).await;
+        self.start_proxy_as("client", "orders", &format!("tcp://{sealed}"), "client", ROUTE).await;
+        for name in ["server", "client"] {
+            self.wait_ready(name).await;
+        }
+    }
+
     /// The audit file's actions, in order.
     #[must_use]
     pub fn audit_actions(&self) -> Vec<String> {

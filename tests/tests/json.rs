@@ -309,9 +309,7 @@ async fn lines_go_on_as_they_come_and_a_rotation_changes_the_key_between_them() 
         assert_eq!(kek_version(&value["secret"]), 1);
         sealed.push(came.trim().to_owned());
     }
-    let mut command = fleet.keyway_command(&["rotate", "start", "--keyring", "payments/default", "--watch"]);
-    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fleet.rotate().await;
     // The last line has no end.
     pieces.send(Bytes::from_static(b"{\"secret\":[3]}")).await.unwrap();
     drop(pieces);
@@ -341,12 +339,7 @@ async fn documents_that_were_sealed_before_a_rotation_open_after_it() {
     let fleet = fleet().await;
     let text = "{\"secret\":\"s\"}";
     let _ = put(fleet.data(), "/cards/before", text).await.stored();
-    let output = {
-        let mut command =
-            fleet.keyway_command(&["rotate", "start", "--keyring", "payments/default", "--watch"]);
-        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
-    };
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fleet.rotate().await;
     let _ = put(fleet.data(), "/cards/after", text).await.stored();
     for (path, version) in [("/cards/before", 1), ("/cards/after", 2)] {
         let value: Value = serde_json::from_str(&stored(&fleet, path).await).unwrap();

@@ -17,17 +17,6 @@ async fn stored_version(fleet: &Fleet, path: &str) -> u16 {
     Header::parse(&sealed).unwrap().key_block.kek().version.0
 }
 
-async fn rotate(fleet: &Fleet) {
-    let mut command = fleet.keyway_command(&["rotate", "start", "--keyring", KEYRING, "--watch"]);
-    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-    assert!(
-        output.status.success(),
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
 /// Whether no rotation is open.
 fn all_ended(fleet: &Fleet) -> bool {
     let rotations = fleet.keyway_json(&["rotate", "status"]);
@@ -61,7 +50,7 @@ async fn rotation_under_load(hsm: Hsm) {
     for load in &loads {
         load.more(20).await;
     }
-    rotate(&fleet).await;
+    fleet.rotate().await;
     for load in &loads {
         load.more(20).await;
     }
@@ -179,7 +168,7 @@ async fn the_bridge_killed_at_every_step_resumes_and_ends() {
         if step == "rotation.start"
             && fleet.keyway_json(&["rotate", "status"]).as_array().is_none_or(Vec::is_empty)
         {
-            rotate(&fleet).await;
+            fleet.rotate().await;
         }
         eventually("the end of the rotation", async || {
             load.assert_no_failure();

@@ -3,15 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use keyway_envelope::stream::{CHALLENGE, Keying, RECORD_HEADER, SETUP};
-use keyway_tests::client::get;
 use keyway_tests::{Fleet, Hsm, eventually, random};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-
-const ROUTE: &str = "\n      - { keyring: payments/default, domain: ledger, mode: body }\n    protocol: tcp";
 
 /// Serves each connection with what `serve` does.
 async fn server<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
@@ -74,36 +71,25 @@ async fn tap(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, seen: Arc<Mutex<Ve
 /// A fleet with `client` → wire → `server` in front of `service`.
 async fn pair(service: SocketAddr, wire: &Wire) -> Fleet {
     let mut fleet = Fleet::without_proxy(Hsm::Software, ("4h", "7d")).await;
-    fleet.start_proxy_as("server", "orders", &format!("tcp://{service}"), "server", ROUTE).await;
-    let sealed = fleet.data_of("server");
     let wire = wire.clone();
-    let between = server(move |stream| {
-        let wire = wire.clone();
-        async move {
-            let (from, to) = stream.into_split();
-            let (back_from, back_to) = TcpStream::connect(sealed).await.unwrap().into_split();
-            let (there, back) = (Arc::clone(&wire.there), Arc::clone(&wire.back));
-            tokio::join!(tap(from, back_to, there, Some(wire)), tap(back_from, to, back, None));
-        }
-    });
-    let between = between.await;
-    fleet.start_proxy_as("client", "orders", &format!("tcp://{between}"), "client", ROUTE).await;
-    for name in ["server", "client"] {
-        fleet.wait_ready(name).await;
-    }
+    let between = async |sealed| {
+        server(move |stream| {
+            let wire = wire.clone();
+            async move {
+                let (from, to) = stream.into_split();
+                let (back_from, back_to) = TcpStream::connect(sealed).await.unwrap().into_split();
+                let (there, back) = (Arc::clone(&wire.there), Arc::clone(&wire.back));
+                tokio::join!(tap(from, back_to, there, Some(wire)), tap(back_from, to, back, None));
+            }
+        })
+        .await
+    };
+    fleet.start_tcp_pair(service, between).await;
     fleet
 }
 
 async fn connect(fleet: &Fleet) -> TcpStream {
     TcpStream::connect(fleet.data_of("client")).await.unwrap()
-}
-
-async fn metric(fleet: &Fleet, sidecar: &str, name: &str) -> u64 {
-    let text = String::from_utf8(get(fleet.admin_of(sidecar), "/metrics").await.body).unwrap();
-    text.lines()
-        .filter(|line| line.starts_with(name))
-        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok())
-        .sum()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,17 +162,17 @@ async fn a_rotation_changes_the_keys_of_open_connections_and_none_is_dropped() {
     for stream in [&mut busy, &mut idle] {
         ask(stream, 1000).await;
     }
-    let mut command = fleet.keyway_command(&["rotate", "start", "--keyring", "payments/default", "--watch"]);
-    let rotating = tokio::task::spawn_blocking(move || command.output().unwrap());
+    let fleet = Arc::new(fleet);
+    let rotating = Arc::clone(&fleet);
+    let rotating = tokio::spawn(async move { rotating.rotate().await });
     while !rotating.is_finished() {
         ask(&mut busy, 30_000).await;
     }
-    let output = rotating.await.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    rotating.await.unwrap();
     // Two connections, one of them idle: both directions of each have other keys.
     for sidecar in ["client", "server"] {
         eventually("streams under the new version", async || {
-            (metric(&fleet, sidecar, "keyway_streams_rekeyed_total").await >= 2).then_some(())
+            (fleet.metric(sidecar, "keyway_streams_rekeyed_total").await >= 2).then_some(())
         })
         .await;
     }
@@ -196,11 +182,8 @@ async fn a_rotation_changes_the_keys_of_open_connections_and_none_is_dropped() {
         assert_eq!(stream.read_to_end(&mut Vec::new()).await.unwrap(), 0, "a clean end");
     }
     for sidecar in ["client", "server"] {
-        let sealed = metric(
-            &fleet,
-            sidecar,
-            "keyway_sealed_bytes_total{keyring=\"payments/default\",kek_version=\"2\"}",
-        );
+        let sealed = fleet
+            .metric(sidecar, "keyway_sealed_bytes_total{keyring=\"payments/default\",kek_version=\"2\"}");
         assert!(sealed.await >= 200_000);
     }
 }
@@ -254,7 +237,7 @@ async fn plaintext_is_not_taken_by_the_side_that_opens() {
     let error = stream.read_to_end(&mut Vec::new()).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     let refused = "keyway_plaintext_total{route=\"/**\",action=\"refused\"}";
-    assert_eq!(metric(&fleet, "server", refused).await, 1);
+    assert_eq!(fleet.metric("server", refused).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

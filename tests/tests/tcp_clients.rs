@@ -7,16 +7,9 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-const ROUTE: &str = "\n      - { keyring: payments/default, domain: ledger, mode: body }\n    protocol: tcp";
-
 async fn pair(service: SocketAddr) -> Fleet {
     let mut fleet = Fleet::without_proxy(Hsm::Software, ("4h", "7d")).await;
-    fleet.start_proxy_as("server", "orders", &format!("tcp://{service}"), "server", ROUTE).await;
-    let sealed = format!("tcp://{}", fleet.data_of("server"));
-    fleet.start_proxy_as("client", "orders", &sealed, "client", ROUTE).await;
-    for name in ["server", "client"] {
-        fleet.wait_ready(name).await;
-    }
+    fleet.start_tcp_pair(service, async |server| server).await;
     fleet
 }
 
@@ -52,19 +45,10 @@ impl Session {
 
 /// Rotates, and waits until both directions of an idle connection are under the new keys.
 async fn rotate(fleet: &Fleet) {
-    let mut command = fleet.keyway_command(&["rotate", "start", "--keyring", "payments/default", "--watch"]);
-    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fleet.rotate().await;
     for sidecar in ["client", "server"] {
         eventually("new keys", async || {
-            let metrics = keyway_tests::client::get(fleet.admin_of(sidecar), "/metrics").await.body;
-            let metrics = String::from_utf8(metrics).unwrap();
-            let rekeyed = "keyway_streams_rekeyed_total{listener=\"main\"} ";
-            metrics
-                .lines()
-                .find_map(|line| line.strip_prefix(rekeyed))
-                .filter(|count| *count != "0")
-                .map(drop)
+            (fleet.metric(sidecar, "keyway_streams_rekeyed_total").await > 0).then_some(())
         })
         .await;
     }

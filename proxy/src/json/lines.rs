@@ -1,6 +1,6 @@
 //! NDJSON: documents on lines, each sealed or opened as soon as it is whole.
 
-use super::Worker;
+use super::Documents;
 use crate::body::digest::Declared;
 use crate::body::held::Held;
 use crate::body::{BodyError, Source};
@@ -11,7 +11,7 @@ use http_body::Frame;
 
 /// Lines on their way.
 struct Lines {
-    worker: Worker,
+    documents: Documents,
     source: Source,
     /// What has come of a line that is not whole.
     rest: BytesMut,
@@ -26,12 +26,12 @@ struct Lines {
 
 /// The lines of `source`.
 pub(crate) fn stream(
-    worker: Worker,
+    documents: Documents,
     source: Source,
     declared: Declared,
 ) -> impl Stream<Item = Result<Frame<Bytes>, BodyError>> + Send {
     let lines = Lines {
-        worker,
+        documents,
         source,
         rest: BytesMut::new(),
         looked_at: 0,
@@ -55,13 +55,13 @@ impl Lines {
     async fn next(&mut self) -> Result<Option<Frame<Bytes>>, BodyError> {
         loop {
             let mut out = BytesMut::new();
-            while let Some(line) = self.take_line() {
-                out.extend_from_slice(&documents(&self.worker, line).await?);
+            while let Some(text) = self.take_line() {
+                out.extend_from_slice(&line(&self.documents, text).await?);
             }
             if !out.is_empty() {
                 return Ok(Some(Frame::data(out.freeze())));
             }
-            if self.rest.len() > self.worker.max {
+            if self.rest.len() > self.documents.max {
                 return Err(BodyError::TooLarge);
             }
             self.held.resize(self.rest.len())?;
@@ -101,7 +101,7 @@ impl Lines {
         }
         let last = self.rest.split().freeze();
         self.looked_at = 0;
-        Ok(Some(Frame::data(documents(&self.worker, last).await?)))
+        Ok(Some(Frame::data(line(&self.documents, last).await?)))
     }
 
     /// The next whole line, with its end.
@@ -118,18 +118,18 @@ impl Lines {
 }
 
 /// One line, which has one document or none.
-async fn documents(worker: &Worker, line: Bytes) -> Result<Bytes, BodyError> {
-    if line.len() > worker.max {
+async fn line(documents: &Documents, text: Bytes) -> Result<Bytes, BodyError> {
+    if text.len() > documents.max {
         return Err(BodyError::TooLarge);
     }
     // Blank lines keep a connection alive, and are no documents.
-    if line.iter().all(u8::is_ascii_whitespace) {
-        return Ok(line);
+    if text.iter().all(u8::is_ascii_whitespace) {
+        return Ok(text);
     }
-    let made = worker.document(line).await;
+    let made = documents.carry(text).await;
     if let Err(BodyError::Field { reason, .. }) = &made {
         // There is no response to count it by.
-        worker.route.metrics.open_failure(reason);
+        documents.route.metrics.open_failure(reason);
     }
     made
 }

@@ -18,12 +18,7 @@ impl Transform {
         let (mut parts, incoming) = request.into_parts();
         let plain_len = headers::content_length(&parts.headers)?;
         let has_body = has_body(&parts.method, &parts.headers, &incoming, true);
-        if has_body && parts.headers.contains_key(CONTENT_RANGE) {
-            return Err(ProxyError::PartialUpload);
-        }
-        if has_body && parts.method == Method::HEAD {
-            return Err(ProxyError::Unsupported("a HEAD request with content is not carried"));
-        }
+        check_content(&parts, has_body)?;
         let version = parts.version;
         self.prepare(&mut parts)?;
         headers::unmark_conditions(&mut parts.headers);
@@ -138,13 +133,7 @@ impl Exchange<'_> {
     ) -> Result<Response<ProxyBody>, ProxyError> {
         let receipt = matches!(*method, Method::PUT | Method::DELETE)
             || (*method != Method::GET && first.is_empty() && source.is_end_stream());
-        let action = if !head.status.is_success() || receipt {
-            PlaintextAction::Passed
-        } else if self.protection.migrates() {
-            PlaintextAction::Migrated
-        } else {
-            PlaintextAction::Refused
-        };
+        let action = self.protection.plaintext(!head.status.is_success() || receipt);
         let is_empty = first.is_empty() && source.is_end_stream();
         if !(is_empty && matches!(action, PlaintextAction::Passed)) {
             self.route.metrics.plaintext(action);

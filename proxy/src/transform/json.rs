@@ -3,7 +3,7 @@
 use super::*;
 use crate::body::BodyError;
 use crate::body::held::Held;
-use crate::json::{Media, Way, Worker, lines};
+use crate::json::{Documents, Media, Way, lines};
 use bytes::Buf as _;
 use futures_util::stream::unfold;
 use http::HeaderValue;
@@ -21,12 +21,7 @@ impl Transform {
         let (mut parts, incoming) = request.into_parts();
         let declared_len = headers::content_length(&parts.headers)?;
         let has_body = has_body(&parts.method, &parts.headers, &incoming, false);
-        if has_body && parts.headers.contains_key(CONTENT_RANGE) {
-            return Err(ProxyError::PartialUpload);
-        }
-        if has_body && parts.method == Method::HEAD {
-            return Err(ProxyError::Unsupported("a HEAD request with content is not carried"));
-        }
+        check_content(&parts, has_body)?;
         let (method, version) = (parts.method.clone(), parts.version);
         self.prepare(&mut parts)?;
         if self.role == Role::Client {
@@ -37,7 +32,7 @@ impl Transform {
         parts.headers.remove(IF_RANGE);
         parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let way = if self.role == Role::Client { Way::Seal } else { Way::Open };
-        let worker = Worker {
+        let documents = Documents {
             route: Arc::clone(route),
             keys: self.keys.clone(),
             context,
@@ -60,42 +55,43 @@ impl Transform {
                 Media::Other => return Err(ProxyError::MediaType),
                 Media::Lines => {
                     let source = source.with_progress(watch);
-                    self.json_body(worker.clone(), Media::Lines, &mut parts.headers, source).await?
+                    self.json_body(documents.clone(), Media::Lines, &mut parts.headers, source).await?
                 }
                 // What is watched is what goes out, not what has come in.
                 Media::Document => {
-                    let read = self.json_body(worker.clone(), Media::Document, &mut parts.headers, source);
+                    let read = self.json_body(documents.clone(), Media::Document, &mut parts.headers, source);
                     let read = tokio::time::timeout(self.upstream.body_idle_max(), read);
                     in_pieces(read.await.map_err(|_| ProxyError::ClientIdle)??, watch)
                 }
             }
         };
         let response = self.upstream.send(Request::from_parts(parts, body), progress.as_deref()).await?;
-        self.json_response(worker, protection, &method, response).await
+        self.json_response(documents, protection, &method, response).await
     }
 
     /// One message's documents, and the headers that go with what becomes of them.
     async fn json_body(
         &self,
-        worker: Worker,
+        documents: Documents,
         media: Media,
         message: &mut HeaderMap,
         mut source: Source,
     ) -> Result<ProxyBody, ProxyError> {
         // A digest of sealed bytes says nothing about what was sealed; the envelopes do.
-        let mut declared = if worker.way == Way::Seal { Declared::of(message)? } else { Declared::default() };
+        let mut declared =
+            if documents.way == Way::Seal { Declared::of(message)? } else { Declared::default() };
         headers::drop_digests(message);
         if media == Media::Lines {
             message.remove(CONTENT_LENGTH);
-            let worker = Worker { on_a_line: true, ..worker };
-            return Ok(ProxyBody::Frames(Box::pin(lines::stream(worker, source, declared))));
+            let documents = Documents { on_a_line: true, ..documents };
+            return Ok(ProxyBody::Frames(Box::pin(lines::stream(documents, source, declared))));
         }
         let refused = |error: BodyError| match error {
-            BodyError::TooLarge if worker.from_upstream => {
+            BodyError::TooLarge if documents.from_upstream => {
                 ProxyError::UpstreamProtocol("its JSON body is longer than limits.json_body")
             }
             // The request has been carried out: nobody should send it again.
-            BodyError::Overloaded if worker.from_upstream => {
+            BodyError::Overloaded if documents.from_upstream => {
                 ProxyError::UpstreamProtocol("there is no room for its JSON body now")
             }
             error => ProxyError::from_body(&error),
@@ -106,7 +102,7 @@ impl Transform {
         declared.verify().map_err(ProxyError::DigestMismatch)?;
         // Nothing at all is what many services say when there is nothing to say.
         let read = whole.len();
-        let made = if whole.is_empty() { whole } else { worker.document(whole).await.map_err(&refused)? };
+        let made = if whole.is_empty() { whole } else { documents.carry(whole).await.map_err(&refused)? };
         held.resize(made.len().max(read)).map_err(&refused)?;
         let mut trailers = source.take_trailers().unwrap_or_default();
         headers::drop_digests(&mut trailers);
@@ -121,7 +117,7 @@ impl Transform {
 
     async fn json_response(
         &self,
-        worker: Worker,
+        documents: Documents,
         protection: &Protection,
         method: &Method,
         response: Response<Source>,
@@ -146,18 +142,17 @@ impl Transform {
             Role::Client if head.status.is_success() => Way::Open,
             Role::Client => Way::OpenSealed,
         };
-        let worker = Worker { way, from_upstream: true, ..worker };
+        let documents = Documents { way, from_upstream: true, ..documents };
         let media = Media::of(&head.headers);
         if media != Media::Other {
-            let body =
-                self.json_body(worker, media, &mut head.headers, source).await.map_err(
-                    |error| match error {
-                        ProxyError::DigestMalformed(_) | ProxyError::DigestMismatch(_) => {
-                            ProxyError::UpstreamProtocol("its body does not match its digest header")
-                        }
-                        other => other,
-                    },
-                )?;
+            let body = self.json_body(documents, media, &mut head.headers, source).await.map_err(
+                |error| match error {
+                    ProxyError::DigestMalformed(_) | ProxyError::DigestMismatch(_) => {
+                        ProxyError::UpstreamProtocol("its body does not match its digest header")
+                    }
+                    other => other,
+                },
+            )?;
             return Ok(finish_response(Response::from_parts(head, body)));
         }
         let first = source.read_at_least(1).await.map_err(|error| ProxyError::from_body(&error))?;
@@ -169,14 +164,8 @@ impl Transform {
                 ));
             }
             let receipt = matches!(*method, Method::PUT | Method::DELETE);
-            let action = if !head.status.is_success() || receipt {
-                PlaintextAction::Passed
-            } else if protection.migrates() {
-                PlaintextAction::Migrated
-            } else {
-                PlaintextAction::Refused
-            };
-            worker.route.metrics.plaintext(action);
+            let action = protection.plaintext(!head.status.is_success() || receipt);
+            documents.route.metrics.plaintext(action);
             if let PlaintextAction::Refused = action {
                 return Err(ProxyError::PlaintextRefused { from_upstream: true });
             }

@@ -47,11 +47,11 @@ impl Transform {
     ) -> Result<ProxyBody, ProxyError> {
         match self.read_header(protection, context, &mut source).await? {
             Opening::Plaintext(first) => {
-                if !protection.migrates() {
-                    route.metrics.plaintext(PlaintextAction::Refused);
+                let action = protection.plaintext(false);
+                route.metrics.plaintext(action);
+                if let PlaintextAction::Refused = action {
                     return Err(ProxyError::PlaintextRefused { from_upstream: false });
                 }
-                route.metrics.plaintext(PlaintextAction::Migrated);
                 source.put_back(first);
                 Ok(ProxyBody::Source(Box::new(source)))
             }

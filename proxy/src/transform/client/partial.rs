@@ -66,12 +66,12 @@ impl Exchange<'_> {
     }
 
     fn migrate_or_refuse(&self) -> Result<(), ProxyError> {
-        if self.protection.migrates() {
-            self.route.metrics.plaintext(PlaintextAction::Migrated);
-            return Ok(());
+        let action = self.protection.plaintext(false);
+        self.route.metrics.plaintext(action);
+        match action {
+            PlaintextAction::Refused => Err(ProxyError::PlaintextRefused { from_upstream: true }),
+            _ => Ok(()),
         }
-        self.route.metrics.plaintext(PlaintextAction::Refused);
-        Err(ProxyError::PlaintextRefused { from_upstream: true })
     }
 
     /// A range of the plaintext: first the envelope's header, which also tells the object's length, then the segments.
